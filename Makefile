@@ -1,0 +1,119 @@
+# Everything happens in $(VENV), made on first use and pinned by constraints.txt.
+# A stamp per set of installed things keeps later calls quick.
+
+PYTHON ?= python3
+VENV ?= .venv
+DOMAIN ?= nlp
+PLUGIN ?= core
+
+# What `make demo DOMAIN=…` runs: a packaged recipe, with overrides that keep it short.
+DEMO_RECIPE_nlp := nlp/sentiment
+DEMO_ARGS_nlp := data.rows=3000
+DEMO_RECIPE ?= $(DEMO_RECIPE_$(DOMAIN))
+DEMO_ARGS ?= $(DEMO_ARGS_$(DOMAIN))
+
+PYTEST_ARGS ?=
+BENCH ?= $(sort $(wildcard benchmarks/bench_*.py))
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PROJECTS := core $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)))
+TOOLS := build hypothesis import-linter mypy pytest ruff
+INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The build backend is pinned too: pip builds in an environment of its own, which
+# --constraint does not reach.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo install test test-slow test-gpu test-network lint \
+  format wheels alone bench clean known-domain known-plugin
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' \
+	  $(firstword $(MAKEFILE_LIST))
+	@echo "  Projects: $(PROJECTS)"
+
+demo: known-domain $(STAMPS)/demo-$(DOMAIN) ## Fine-tune a real model (DOMAIN=nlp); installs only what it needs
+	$(BIN)/headstart run $(DEMO_RECIPE) $(DEMO_ARGS)
+
+install: $(STAMPS)/all ## Install the core, every plugin and the tools into .venv
+
+test: $(STAMPS)/all ## Run every test that needs no GPU, no network and no patience
+	$(PYTEST) -m "not slow and not gpu and not peers and not network"
+
+test-slow: $(STAMPS)/all ## Run the tests that take longer than half a minute
+	$(PYTEST) -m "slow and not gpu and not peers and not network"
+
+test-gpu: $(STAMPS)/all ## Run the tests that need a CUDA device
+	$(PYTEST) -m "gpu"
+
+test-network: $(STAMPS)/all ## Run the tests that fetch from a package index
+	$(PYTEST) -m "network and not gpu and not peers"
+
+lint: $(STAMPS)/all ## Check style, types and who imports whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
+
+format: $(STAMPS)/all ## Rewrite the code in the house style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheels: $(STAMPS)/build ## Build the wheel of every project into dist/
+	rm -rf dist
+	set -e; for project in $(PROJECTS); do \
+	  $(BIN)/python -m build --wheel --outdir dist $$project; done
+
+alone: known-plugin $(STAMPS)/build ## Install one project alone in a clean environment and try it (PLUGIN=nlp, PLUGIN=core)
+	$(BIN)/python tests/tools/alone.py $(PLUGIN)
+
+bench: $(STAMPS)/all ## Measure against plain loops and peers (BENCH=one file)
+	@test -n "$(strip $(BENCH))" || { echo "benchmarks/ has no bench_*.py" >&2; exit 1; }
+	set -e; for script in $(BENCH); do $(BIN)/python $$script; done
+
+clean: ## Remove the environment, wheels and caches (runs/ stays)
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find core plugins tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+known-domain:
+	@test -f plugins/$(DOMAIN)/pyproject.toml || { \
+	  echo "DOMAIN=$(DOMAIN) is not a plugin; there is: $(notdir $(filter plugins/%,$(PROJECTS)))" >&2; exit 2; }
+	@test -n "$(DEMO_RECIPE)" || { \
+	  echo "no demo recipe for $(DOMAIN): set DEMO_RECIPE_$(DOMAIN) in the Makefile" >&2; exit 2; }
+
+known-plugin:
+	@test "$(PLUGIN)" = core || test -f plugins/$(PLUGIN)/pyproject.toml || { \
+	  echo "PLUGIN=$(PLUGIN) is unknown; there is: $(notdir $(PROJECTS))" >&2; exit 2; }
+
+$(STAMPS)/venv:
+	@set -e; found=; \
+	for candidate in "$(PYTHON)" python3.12 python3.11; do \
+	  if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+	  then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "headstart needs Python 3.11 or newer; '$(PYTHON)' is: $$($(PYTHON) --version 2>&1 | head -n 1)" >&2; \
+	  echo "Install Python 3.11 or 3.12, or name one: make PYTHON=/path/to/python3.12" >&2; \
+	  exit 2; \
+	fi; \
+	echo "Making $(VENV) with $$("$$found" --version) ($$found)"; \
+	"$$found" -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+$(STAMPS)/demo-%: $(STAMPS)/venv constraints.txt core/pyproject.toml plugins/%/pyproject.toml
+	$(INSTALL) -e ./core -e ./plugins/$*
+	@touch $@
+
+$(STAMPS)/build: $(STAMPS)/venv constraints.txt
+	$(INSTALL) build
+	@touch $@
+
+$(STAMPS)/all: $(STAMPS)/venv constraints.txt $(PROJECTS:%=%/pyproject.toml)
+	$(INSTALL) $(TOOLS) $(PROJECTS:%=-e './%[test]')
+	@touch $@

@@ -1,0 +1,148 @@
+"""From a recipe to a model on a device and its data: fetch, build, load, check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from headstart.errors import UserError
+from headstart.evaluate import Execution
+from headstart.model import Model
+from headstart.optim import HEAD
+from headstart.specs import resolve
+from headstart.transfer import StageTransfer, TransferReport, load_weights
+from headstart.weights import Weights, resolve_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from headstart.data import DataModule
+    from headstart.fetch_http import Progress
+    from headstart.heads import Head
+    from headstart.plugins import Registry
+    from headstart.recipe import Recipe
+    from headstart.settings import TrainSettings
+    from headstart.stages import Backbone
+    from headstart.strategy import Plan
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Everything that a recipe names, built and fitting.
+
+    Attributes:
+        transfer: What was loaded into the backbone; ``None`` from a run folder.
+    """
+
+    model: Model
+    data: DataModule
+    weights: Weights
+    transfer: TransferReport | None
+    execution: Execution
+
+
+def choose_execution(settings: TrainSettings) -> Execution:
+    """Device and precision as the recipe asks, or the best there is.
+
+    Raises:
+        UserError: The device is not there, or has no bf16.
+    """
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"there is no device {name!r}",
+            where="train.device",
+            why=str(error).splitlines()[0],
+            fix='choose "auto", "cpu", or "cuda"',
+        ) from error
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported()
+    if settings.precision == "bf16" and not able:
+        raise UserError(
+            f"{name!r} has no bf16", where="train.precision", fix='choose "fp32"'
+        )
+    bf16 = settings.precision == "bf16" or (
+        settings.precision == "auto" and device.type == "cuda" and able
+    )
+    return Execution(device, bf16)
+
+
+def build_backbone(recipe: Recipe, folder: Path | None) -> Backbone:
+    """The architecture of ``[backbone]``, shortened as asked, parameters random."""
+    backbone: Backbone = resolve(recipe.backbone_spec.factory)(recipe.backbone, folder)
+    if recipe.backbone.keep is not None:
+        backbone.keep(recipe.backbone.keep)
+    return backbone
+
+
+def build_data(recipe: Recipe, preprocessing: Mapping[str, Any]) -> DataModule:
+    """The data module of ``[data]``, not loaded yet."""
+    data: DataModule = resolve(recipe.data_spec.factory)(
+        recipe.data, preprocessing, recipe.train.seed
+    )
+    return data
+
+
+def build_head(recipe: Recipe, backbone: Backbone, task: Mapping[str, Any]) -> Head:
+    """The head of ``[head]`` for the backbone's features and the data's task."""
+    head: Head = resolve(recipe.head_spec.factory)(recipe.head, backbone.features, task)
+    return head
+
+
+def assemble(
+    recipe: Recipe, registry: Registry, progress: Progress | None = None
+) -> Assembly:
+    """Fetch, build, read the data, and load the weights; ``progress`` is told of
+    transfers.
+
+    Raises:
+        HeadstartError: Whatever does not fit, before anything is written.
+    """
+    execution = choose_execution(recipe.train)
+    if not recipe.weights:
+        raise UserError(
+            f"the backbone {recipe.backbone.name!r} needs to be told its weights",
+            where="backbone.weights",
+            fix='e.g. "hf:google-bert/bert-base-uncased@REVISION", "file:FOLDER", or '
+            '"none" with the architecture in backbone.config',
+        )
+    weights = resolve_weights(recipe.weights, registry, progress)
+    torch.manual_seed(recipe.train.seed)
+    backbone = build_backbone(recipe, weights.folder)
+    data = build_data(recipe, backbone.preprocessing)
+    data.load()
+    if recipe.strategy.name == "scratch":
+        weights = replace(weights, files=())
+    transfer = load_weights(backbone, weights, allow=recipe.backbone.allow)
+    head = build_head(recipe, backbone, data.task)
+    model = Model(backbone, head).to(execution.device)
+    return Assembly(model, data, weights, transfer, execution)
+
+
+def complete_transfer(assembly: Assembly, plan: Plan) -> TransferReport:
+    """The transfer report with the head's parameters and what trains at the start."""
+    model = assembly.model
+    assert assembly.transfer is not None
+    start = plan.trainable(0)
+    stages = [
+        StageTransfer(name, _numbers(stage), name in start, plan.factors[name])
+        for name, stage in model.backbone.stages.items()
+    ]
+    stages.append(StageTransfer(HEAD, _numbers(model.head), True, 1.0))
+    new = tuple(f"head.{name}" for name, _ in model.head.named_parameters())
+    return replace(assembly.transfer, new=new, stages=tuple(stages))
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

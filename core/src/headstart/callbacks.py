@@ -1,0 +1,133 @@
+"""Objects that watch one run: progress bar, metrics log, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from headstart.assembly import Assembly
+    from headstart.recipe import Recipe
+    from headstart.transfer import TransferReport
+
+Record = dict[str, Any]
+
+
+class Callback:
+    """Watches a run. Every method may stay as it is; none may change the training."""
+
+    def on_assembled(
+        self,
+        recipe: Recipe,
+        assembly: Assembly,
+        transfer: TransferReport,
+        total_steps: int,
+    ) -> None:
+        """Model and data are there, nothing has been trained."""
+
+    def on_start(self, total_steps: int, start_step: int) -> None:
+        """Before the first step."""
+
+    def on_step(self, step: int) -> None:
+        """After every optimizer step; must not read a tensor."""
+
+    def on_record(self, record: Record) -> None:
+        """A line of the metrics log: ``event``, ``step``, ``epoch``, values."""
+
+    def on_end(self) -> None:
+        """After the last step, also when training was stopped or failed."""
+
+
+class MetricsLog(Callback):
+    """Appends every record to ``metrics.jsonl``, flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def on_record(self, record: Record) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def on_end(self) -> None:
+        self._file.close()
+
+
+class TensorBoardLog(Callback):
+    """Numbers of every record as TensorBoard scalars, ``event/name``."""
+
+    def __init__(self, folder: Path) -> None:
+        from headstart.errors import UserError
+
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "TensorBoard is not installed",
+                where="train.tensorboard",
+                fix="pip install 'headstart[tensorboard]', or leave it false",
+            ) from error
+        self._writer = SummaryWriter(str(folder))
+
+    def on_record(self, record: Record) -> None:
+        for name, value in record.items():
+            if isinstance(value, (int, float)) and name not in ("step", "time"):
+                self._writer.add_scalar(
+                    f"{record['event']}/{name}", value, record["step"]
+                )
+
+    def on_end(self) -> None:
+        self._writer.close()
+
+
+class Progress(Callback):
+    """A progress bar on a terminal; one line per validation elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not sys.stderr.isatty(),
+            transient=True,
+        )
+        self._task = self._bar.add_task("training", loss="", total=None)
+
+    def on_start(self, total_steps: int, start_step: int) -> None:
+        self._bar.start()
+        self._bar.update(self._task, total=total_steps, completed=start_step)
+
+    def on_step(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def on_record(self, record: Record) -> None:
+        if record["event"] == "train":
+            self._bar.update(self._task, loss=f"loss {record['loss']:.4f}")
+        elif record["event"] == "validation":
+            values = " · ".join(
+                f"{name} {value:.4f}"
+                for name, value in record.items()
+                if isinstance(value, float) and name not in ("epoch", "time")
+            )
+            self._console.print(
+                f"epoch {record['epoch']:.2f} · step {record['step']} · {values}",
+                highlight=False,
+            )
+
+    def on_end(self) -> None:
+        self._bar.stop()

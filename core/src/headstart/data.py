@@ -1,0 +1,214 @@
+"""The data contract: splits, collation, augmentation, checks.
+
+Also the two rules that every domain shares: what happens to bad samples, and in which
+order samples come, a function of (seed, epoch, position) alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from headstart.errors import DataError, Fault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import torch
+
+    from headstart.settings import DataSettings
+    from headstart.stages import State
+
+Split = Literal["train", "validation", "test"]
+Sample = dict[str, Any]
+
+
+@dataclass
+class Findings:
+    """What a check found: faults of samples, faults of the whole, and warnings.
+
+    A data module fills it while it reads; :meth:`settle` then stops or says which
+    samples to leave out.
+    """
+
+    fatal: list[Fault] = field(default_factory=list)
+    """Nothing can be done without mending these (missing file, wrong column)."""
+    samples: dict[tuple[str, int], list[Fault]] = field(default_factory=dict)
+    """Faults of single samples by (file, row)."""
+    warnings: list[Fault] = field(default_factory=list)
+    left_out: list[Fault] = field(default_factory=list)
+    """Faults of the samples that were skipped, for the report."""
+
+    def sample(self, file: str, row: int, fault: Fault) -> None:
+        self.samples.setdefault((file, row), []).append(fault)
+
+    def settle(self, settings: DataSettings, total: int) -> set[tuple[str, int]]:
+        """Apply the recipe's policy for bad samples.
+
+        Args:
+            settings: ``bad`` and ``bad_cap`` decide.
+            total: Samples read, good and bad.
+
+        Returns:
+            (file, row) of the samples to leave out.
+
+        Raises:
+            DataError: Anything fatal, any bad sample under ``stop``, or too many
+                under ``skip``; names all faults together.
+        """
+        bad = [fault for faults in self.samples.values() for fault in faults]
+        if self.fatal:
+            raise DataError(*self.fatal, *bad)
+        if not bad:
+            return set()
+        if settings.bad == "stop":
+            raise DataError(*_shortened(bad))
+        share = len(self.samples) / max(total, 1)
+        if share > settings.bad_cap:
+            summary = Fault(
+                f"{len(self.samples)} of {total} samples are bad ({share:.1%})",
+                where="data.bad_cap",
+                why=f'`data.bad = "skip"` leaves out at most {settings.bad_cap:.1%}',
+                fix="mend the data, or raise data.bad_cap if you know why",
+            )
+            raise DataError(summary, *_shortened(bad))
+        self.left_out = bad
+        return set(self.samples)
+
+
+def _shortened(faults: Sequence[Fault], limit: int = 50) -> list[Fault]:
+    """The first faults of a long list and a count of the rest, by kind."""
+    if len(faults) <= limit:
+        return list(faults)
+    rest = Counter(f.what.split(":")[0] for f in faults[limit:])
+    kinds = "; ".join(f"{count} x {what}" for what, count in rest.most_common(8))
+    more = Fault(f"and {len(faults) - limit} more: {kinds}")
+    return [*faults[:limit], more]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a simple method without transfer reaches on the same test split.
+
+    Attributes:
+        name: What it is, e.g. ``majority class``.
+        outputs: As :meth:`headstart.heads.Head.outputs`, for the whole test split in
+            order, so that the same metrics measure it.
+    """
+
+    name: str
+    outputs: dict[str, Any]
+
+
+class DataModule(ABC):
+    """Samples of a task, their splits, and how they become batches.
+
+    Args:
+        settings: The recipe's ``[data]``.
+        preprocessing: What the backbone says about its inputs.
+        seed: Seed of splits and sub-sampling.
+    """
+
+    def __init__(
+        self, settings: DataSettings, preprocessing: Mapping[str, Any], seed: int
+    ) -> None:
+        self.settings = settings
+        self.preprocessing = preprocessing
+        self.seed = seed
+        self.findings = Findings()
+        self.task: dict[str, Any] = {}
+        """What the head must know, JSON-ready; filled by :meth:`load`."""
+
+    size_unit: str = "units"
+    """What :meth:`sizes` counts, e.g. ``tokens``."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Read, check and split; fills ``task`` and ``findings``.
+
+        Raises:
+            DataError: All faults together.
+        """
+
+    @abstractmethod
+    def samples(self, split: Split) -> Sequence[Sample]:
+        """The samples of a split, indexable; each has its ``id``."""
+
+    def sizes(self, split: Split) -> np.ndarray | None:
+        """Size of each sample (tokens, frames, pixels), int64; ``None``: all equal."""
+        return None
+
+    @abstractmethod
+    def collate(self, samples: Sequence[Sample]) -> State:
+        """Samples to a batch of CPU tensors, targets included where they are known."""
+
+    def augment(self, batch: State, generator: torch.Generator) -> State:
+        """Random changes to a training batch, on its device; none by default."""
+        return batch
+
+    @property
+    def augments(self) -> bool:
+        """Whether :meth:`augment` changes anything."""
+        return False
+
+    @abstractmethod
+    def from_inputs(self, inputs: Sequence[Any]) -> Sequence[Sample]:
+        """Samples from what a user passes to ``predict``; no targets, no split."""
+
+    @abstractmethod
+    def show(self, sample: Sample) -> dict[str, Any]:
+        """A sample for people: short values by column name."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash over the data and every setting that changes a collated sample."""
+
+    def baselines(self) -> Iterator[Baseline]:
+        """Simple methods without transfer on this task; none by default."""
+        yield from ()
+
+    def describe(self) -> dict[str, Any]:
+        """Counts for the console and the report."""
+        return {}
+
+
+def epoch_batches(
+    count: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    sizes: np.ndarray | None = None,
+    window: int = 50,
+) -> list[np.ndarray]:
+    """The batches of one epoch: a function of its arguments alone.
+
+    With ``sizes``, samples are shuffled, sorted by size inside windows of ``window``
+    batches, cut into batches, and the batches are shuffled: hardly any padding, and
+    still a different mixture every epoch.
+
+    Returns:
+        Arrays of sample indices; every sample once, the last batch may be smaller.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(count)
+    if sizes is None:
+        return [order[i : i + batch_size] for i in range(0, count, batch_size)]
+    batches = []
+    for i in range(0, count, batch_size * window):
+        part = order[i : i + batch_size * window]
+        part = part[np.argsort(sizes[part], kind="stable")]
+        batches += [part[j : j + batch_size] for j in range(0, len(part), batch_size)]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def evaluation_batches(
+    count: int, batch_size: int, sizes: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Every sample once, longest first so that memory runs out at once or never."""
+    order = np.arange(count) if sizes is None else np.argsort(-sizes, kind="stable")
+    return [order[i : i + batch_size] for i in range(0, count, batch_size)]

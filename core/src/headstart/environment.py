@@ -1,0 +1,96 @@
+"""What a run must write down so that somebody else can repeat it."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from headstart import __version__
+
+if TYPE_CHECKING:
+    from headstart.assembly import Assembly
+    from headstart.plugins import Registry
+    from headstart.recipe import Recipe
+
+
+def describe_environment(
+    recipe: Recipe, assembly: Assembly, registry: Registry
+) -> dict[str, Any]:
+    """Versions, device, seed, revision, and the hashes of weights and data."""
+    weights = assembly.weights
+    device = assembly.execution.device
+    return {
+        "headstart": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "packages": package_versions(registry),
+        "platform": platform.platform(),
+        "cpu": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else device.type,
+        "threads": torch.get_num_threads(),
+        "precision": "bf16" if assembly.execution.bf16 else "fp32",
+        "seed": recipe.train.seed,
+        "git": git_revision(),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "weights": {
+            "reference": weights.reference,
+            "sha256": weights.sha256,
+            "revision": weights.revision,
+            "licence": weights.licence or recipe.backbone_spec.licence,
+        },
+        "data": {"fingerprint": assembly.data.fingerprint()},
+    }
+
+
+def package_versions(registry: Registry) -> dict[str, str]:
+    """Installed versions of the core, the loaded plugins, and what they require."""
+    names = {"headstart"} | {p.distribution for p in registry.plugins if p.distribution}
+    versions: dict[str, str] = {}
+    for name in sorted(names):
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        versions[name] = distribution.version
+        for line in distribution.requires or []:
+            needed = canonicalize_name(Requirement(line).name)
+            try:
+                versions[needed] = metadata.version(needed)
+            except metadata.PackageNotFoundError:
+                continue
+    return dict(sorted(versions.items()))
+
+
+def git_revision() -> str:
+    """Revision of the working folder, with ``+`` when it has changes; else empty."""
+    try:
+        revision = _git("rev-parse", "--short=12", "HEAD")
+        return revision + ("+" if _git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+    ).stdout.strip()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory used so far: of the device if it is a GPU, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

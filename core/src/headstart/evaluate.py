@@ -1,0 +1,200 @@
+"""Evaluation: one pass over samples, metrics, and outputs in the samples' order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from headstart.data import evaluation_batches
+from headstart.errors import PluginError
+from headstart.specs import resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from headstart.data import DataModule, Sample
+    from headstart.model import Model
+    from headstart.specs import MetricSpec
+    from headstart.stages import State
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Where and in which precision a model runs."""
+
+    device: torch.device
+    bf16: bool
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def move(self, state: State) -> State:
+        """A batch on the device, nested values too."""
+        moved: State = _move(state, self.device)
+        return moved
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _move(entry, device) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_move(entry, device) for entry in value)
+    return value
+
+
+class MetricSet:
+    """The metrics of a run, built from their specs for one task."""
+
+    def __init__(
+        self, specs: Sequence[MetricSpec], task: Mapping[str, Any], device: torch.device
+    ) -> None:
+        self._metrics: dict[str, tuple[MetricSpec, Any]] = {}
+        for spec in specs:
+            metric = resolve(spec.factory)(task)
+            if isinstance(metric, torch.nn.Module):
+                metric = metric.to(device)
+            self._metrics[spec.name.rpartition("/")[2]] = (spec, metric)
+
+    def update(self, outputs: Mapping[str, Any]) -> None:
+        for name, (spec, metric) in self._metrics.items():
+            missing = [key for key in spec.inputs if key not in outputs]
+            if missing:
+                raise PluginError(
+                    f"the metric {name!r} needs {missing[0]!r}, which the head does "
+                    "not give",
+                    why=f"it gives {', '.join(outputs)}",
+                    fix="choose a metric made for this head in metrics.names",
+                )
+            metric.update(*(outputs[key] for key in spec.inputs))
+
+    def compute(self) -> dict[str, float]:
+        """Every metric's value, and a fresh start."""
+        values = {}
+        for name, (_, metric) in self._metrics.items():
+            values[name] = float(metric.compute())
+            metric.reset()
+        return values
+
+
+@dataclass
+class Pass:
+    """What one pass over a set of samples gave.
+
+    Attributes:
+        metrics: ``loss`` (when there are targets) and each metric.
+        outputs: The head's outputs as numpy arrays or lists, in the samples' order;
+            empty unless asked for.
+    """
+
+    metrics: dict[str, float]
+    outputs: dict[str, Any]
+
+
+def forward_batches(
+    model: Model,
+    data: DataModule,
+    samples: Sequence[Sample],
+    batches: Sequence[np.ndarray],
+    execution: Execution,
+) -> Iterator[State]:
+    """The states after the head, batch by batch, in evaluation mode."""
+    loader: DataLoader[State] = DataLoader(
+        samples,  # type: ignore[arg-type]
+        batch_sampler=[batch.tolist() for batch in batches],
+        collate_fn=data.collate,
+        num_workers=data.settings.workers,
+        pin_memory=execution.device.type == "cuda",
+    )
+    model.eval()
+    for batch in loader:
+        # Closed at every yield: a consumer must not run in inference mode unawares.
+        with torch.inference_mode(), execution.autocast():
+            state = execution.move(batch)
+            state = model(model.prefix(state))
+        yield state
+
+
+def evaluate(
+    model: Model,
+    data: DataModule,
+    samples: Sequence[Sample],
+    *,
+    sizes: np.ndarray | None,
+    batch_size: int,
+    execution: Execution,
+    metrics: MetricSet | None,
+    collect: bool = False,
+) -> Pass:
+    """Run a model over samples.
+
+    Args:
+        model: Evaluated in ``eval()``; its mode is put back.
+        data: Collates.
+        samples: What to evaluate on.
+        sizes: Sizes of the samples for grouping, or ``None``.
+        batch_size: Samples per forward pass.
+        execution: Device and precision.
+        metrics: What to measure; ``None`` for samples without targets.
+        collect: Keep the outputs of every sample.
+    """
+    training = model.training
+    batches = evaluation_batches(len(samples), batch_size, sizes)
+    losses, weights, rows = [], [], []
+    for state in forward_batches(model, data, samples, batches, execution):
+        with torch.inference_mode():
+            outputs = model.head.outputs(state)
+            if metrics is not None:
+                metrics.update(outputs)
+                weight = model.head.weight(state).float()
+                losses.append(model.head.loss(state).float() * weight)
+                weights.append(weight)
+        if collect:
+            rows.append({key: _host(value) for key, value in outputs.items()})
+    model.train(training)
+    values: dict[str, float] = {}
+    if metrics is not None:
+        total = torch.stack(losses).sum() / torch.stack(weights).sum().clamp(min=1e-12)
+        values = {"loss": float(total), **metrics.compute()}
+    return Pass(values, _in_order(rows, np.concatenate(batches)) if rows else {})
+
+
+def measure(
+    outputs: Mapping[str, Any],
+    specs: Iterable[MetricSpec],
+    task: Mapping[str, Any],
+) -> dict[str, float]:
+    """Metrics of outputs that are already there (a baseline's)."""
+    metrics = MetricSet(list(specs), task, torch.device("cpu"))
+    metrics.update(
+        {
+            key: torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+            for key, value in outputs.items()
+        }
+    )
+    return metrics.compute()
+
+
+def _host(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.is_floating_point() else value).numpy()
+    return list(value)
+
+
+def _in_order(rows: Sequence[Mapping[str, Any]], order: np.ndarray) -> dict[str, Any]:
+    back = np.argsort(order)
+    result: dict[str, Any] = {}
+    for key in rows[0]:
+        parts = [row[key] for row in rows]
+        if isinstance(parts[0], np.ndarray):
+            result[key] = np.concatenate(parts)[back]
+        else:
+            flat = [entry for part in parts for entry in part]
+            result[key] = [flat[i] for i in back]
+    return result

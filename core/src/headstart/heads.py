@@ -1,0 +1,53 @@
+"""The head contract: what turns features into losses and predictions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from headstart.report import Evaluation, Section
+    from headstart.stages import State
+
+
+class Head(nn.Module):
+    """Reads features from the state, adds its own results to it.
+
+    Losses are means over the units of a batch (samples, tokens, boxes, voxels), and
+    :meth:`weight` tells how many units that is, so that batches cut into parts and
+    spread over ranks average correctly.
+    """
+
+    @abstractmethod
+    def forward(self, state: State) -> State:
+        """A new state with what loss and outputs need, e.g. ``logits``."""
+
+    @abstractmethod
+    def loss(self, state: State) -> Tensor:
+        """Mean loss over the batch's units; reads the state that ``forward`` gave."""
+
+    @abstractmethod
+    def weight(self, batch: State) -> Tensor:
+        """Units in a batch as a scalar float tensor, from the collated batch alone.
+
+        Known before the forward pass, so that parts of a batch can be weighted.
+        """
+
+    @abstractmethod
+    def outputs(self, state: State) -> dict[str, Any]:
+        """Results for metrics and predictions: one row per sample in every value.
+
+        Includes the targets when the batch has them. Tensors (batch, …) or lists.
+        """
+
+    @abstractmethod
+    def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """Predictions for people, one JSON-ready dictionary per sample."""
+
+    def report(self, evaluation: Evaluation) -> Sequence[Section]:
+        """Sections of the report that only this kind of task has."""
+        return ()

@@ -1,0 +1,95 @@
+"""A model: backbone stages and a head, and which of them are frozen."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from headstart.errors import UserError
+from headstart.optim import HEAD
+from headstart.strategy import freeze_point
+
+if TYPE_CHECKING:
+    from headstart.heads import Head
+    from headstart.stages import Backbone, State
+
+
+class Model(nn.Module):
+    """Backbone and head; frozen stages stay frozen whatever calls ``train()``.
+
+    ``prefix`` runs the stages up to the freeze point without gradients; ``forward``
+    runs the rest and the head. Training is ``model(model.prefix(batch))``; a cached
+    prefix, or a distributed wrapper around ``forward``, fits between the two.
+    """
+
+    def __init__(self, backbone: Backbone, head: Head) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.trainable: frozenset[str] = frozenset(backbone.stage_names)
+
+    @property
+    def freeze_point(self) -> int:
+        """How many leading stages are frozen."""
+        return freeze_point(self.backbone.stage_names, self.trainable)
+
+    def part_of(self, parameter: str) -> str:
+        """The stage a parameter belongs to by name, or ``head``."""
+        owner, _, rest = parameter.partition(".")
+        return HEAD if owner == "head" else rest.split(".")[1]
+
+    def train_stages(self, stages: frozenset[str]) -> None:
+        """Choose the stages that train; all others are frozen.
+
+        Raises:
+            UserError: A parameter is shared by a frozen and a training part.
+        """
+        self._refuse_shared(stages)
+        self.trainable = stages
+        for name, stage in self.backbone.stages.items():
+            stage.requires_grad_(name in stages)
+            if name not in stages:
+                for parameter in stage.parameters():
+                    parameter.grad = None
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Model:
+        super().train(mode)
+        for name, stage in self.backbone.stages.items():
+            if name not in self.trainable:
+                stage.eval()
+        return self
+
+    def prefix(self, state: State) -> State:
+        """The frozen stages before the freeze point, without gradients."""
+        with torch.no_grad():
+            return self.backbone.run(state, 0, self.freeze_point)
+
+    def forward(self, state: State) -> State:
+        """The stages from the freeze point on, and the head."""
+        result: State = self.head(self.backbone.run(state, self.freeze_point))
+        return result
+
+    def counts(self) -> dict[str, Any]:
+        """Parameters in all, frozen, and training."""
+        total = sum(p.numel() for p in self.parameters())
+        trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return {"total": total, "frozen": total - trainable, "trainable": trainable}
+
+    def _refuse_shared(self, stages: frozenset[str]) -> None:
+        owners: dict[int, str] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            part = self.part_of(name)
+            first = owners.setdefault(id(parameter), part)
+            trains = {part in stages or part == HEAD, first in stages or first == HEAD}
+            if len(trains) == 2:
+                raise UserError(
+                    f"{first!r} and {part!r} share the parameter {name!r}, and only "
+                    "one of them is frozen",
+                    where="strategy",
+                    why="a tied weight cannot both stay as it is and train",
+                    fix=f"freeze or train {first!r} and {part!r} together, or untie "
+                    "them in the backbone's settings",
+                )

@@ -1,0 +1,95 @@
+"""The optimizer: every parameter in exactly one group, built once, before step 0."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from headstart.model import Model
+    from headstart.settings import TrainSettings
+    from headstart.strategy import Plan
+
+HEAD = "head"
+
+
+def parameter_groups(
+    model: Model, settings: TrainSettings, plan: Plan, learning_rate: float
+) -> list[dict[str, Any]]:
+    """One group for each stage and the head, split by weight decay.
+
+    Vectors (biases, normalisation) do not decay. Frozen parameters are in their group
+    from the start: they have no gradient, so the optimizer passes over them, and
+    unfreezing needs no new group.
+
+    Returns:
+        Groups with ``params``, ``names``, ``part`` (stage name or ``head``),
+        ``base_lr``, ``lr`` and ``weight_decay``.
+    """
+    head_rate = settings.head_learning_rate or learning_rate
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        part = model.part_of(name)
+        decays = parameter.ndim >= 2
+        rate = head_rate if part == HEAD else learning_rate * plan.factors[part]
+        group = groups.setdefault(
+            (part, decays),
+            {
+                "params": [],
+                "names": [],
+                "part": part,
+                "base_lr": rate,
+                "lr": rate,
+                "weight_decay": settings.weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(
+    model: Model, settings: TrainSettings, plan: Plan, learning_rate: float
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019) or SGD with momentum, fused kernels."""
+    groups = parameter_groups(model, settings, plan, learning_rate)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, torch.Tensor]:
+    """The optimizer's state as flat tensors, ``parameter name/entry``."""
+    tensors = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for entry, value in optimizer.state.get(parameter, {}).items():
+                if value is not None:
+                    tensors[f"{name}/{entry}"] = torch.as_tensor(value)
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Put back what :func:`optimizer_tensors` gave, by parameter name."""
+    by_name: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        by_name.setdefault(name, {})[entry] = value
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if name in by_name:
+                optimizer.state[parameter] = {
+                    entry: value.to(parameter.device)
+                    for entry, value in by_name.pop(name).items()
+                }
+    assert not by_name, f"optimizer state of unknown parameters: {sorted(by_name)[:3]}"

@@ -1,0 +1,79 @@
+"""The learning-rate range test."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from headstart.batches import BatchParts
+from headstart.optim import build_optimizer, set_learning_rates
+
+if TYPE_CHECKING:
+    from headstart.data import DataModule
+    from headstart.evaluate import Execution
+    from headstart.model import Model
+    from headstart.recipe import Recipe
+    from headstart.strategy import Plan
+
+LOWEST, HIGHEST = 1e-7, 1e-1
+
+
+def range_test(
+    model: Model,
+    data: DataModule,
+    recipe: Recipe,
+    plan: Plan,
+    execution: Execution,
+    steps: int = 60,
+) -> tuple[float, list[tuple[float, float]]]:
+    """Raise the learning rate exponentially and watch the loss (Smith 2017).
+
+    Trains a copy, so the model stays as it is. What trains is what trains at the
+    plan's last step. The suggestion is a third of the rate at which the smoothed loss
+    falls fastest, which keeps a margin to where it diverges.
+
+    Returns:
+        The suggested learning rate, and (learning rate, smoothed loss) of each step.
+    """
+    trial = copy.deepcopy(model)
+    trial.train()
+    trial.train_stages(plan.trainable(plan.total - 1))
+    optimizer = build_optimizer(trial, recipe.train, plan, LOWEST)
+    for group in optimizer.param_groups:
+        group["base_lr"] = LOWEST * plan.factors.get(group["part"], 1.0)
+    batches = BatchParts(data, recipe)
+    curve: list[tuple[float, float]] = []
+    smoothed, epoch = 0.0, 0
+    growth = (HIGHEST / LOWEST) ** (1 / (steps - 1))
+    while len(curve) < steps:
+        for parts in islice(batches.steps(epoch, 0), steps - len(curve)):
+            rate = LOWEST * growth ** len(curve)
+            set_learning_rates(optimizer, rate / LOWEST)
+            state = execution.move(parts[0])
+            with execution.autocast():
+                loss = trial.head.loss(trial(trial.prefix(state)))
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            smoothed = 0.8 * smoothed + 0.2 * float(loss)
+            corrected = smoothed / (1 - 0.8 ** (len(curve) + 1))
+            curve.append((rate, corrected))
+            if not math.isfinite(corrected) or corrected > 3 * curve[0][1]:
+                return suggestion(curve), curve
+        epoch += 1
+    return suggestion(curve), curve
+
+
+def suggestion(curve: list[tuple[float, float]]) -> float:
+    """A third of the learning rate at the steepest fall of the loss."""
+    usable = [(rate, loss) for rate, loss in curve if math.isfinite(loss)]
+    lowest = min(range(len(usable)), key=lambda i: usable[i][1])
+    window = 5
+    falls = [
+        (usable[i][1] - usable[min(i + window, lowest)][1], usable[i + window // 2][0])
+        for i in range(max(lowest - window // 2, 1))
+        if i + window // 2 < len(usable)
+    ]
+    return max(falls)[1] / 3

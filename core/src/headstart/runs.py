@@ -1,0 +1,252 @@
+"""One execution of a recipe: train, evaluate, predict, and the folder it lives in."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.errors import UserError
+from headstart.plugins import load_plugins
+from headstart.recipe import build_recipe, load_recipe, read_recipe, short_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from headstart.assembly import Assembly
+    from headstart.callbacks import Callback
+    from headstart.checkpoint import Checkpoint
+    from headstart.data import Split
+    from headstart.fetch_http import Progress
+    from headstart.model import Model
+    from headstart.recipe import Recipe
+    from headstart.strategy import Plan
+
+
+class Run:
+    """A run folder: what came out, and the trained model, opened on use.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        UserError: It is not a run folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "recipe.toml").is_file():
+            raise UserError(
+                "this is not a run folder",
+                where=str(folder),
+                why="it has no recipe.toml",
+                fix="give the folder that `headstart run` named, e.g. runs/…",
+            )
+        self._model: Model | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` holds: status, metrics, baselines, time."""
+        from headstart.run_folder import read_json
+
+        summary: dict[str, Any] = read_json(self.folder / "summary.json")
+        return summary
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The test metrics; empty when the run did not get so far."""
+        metrics: dict[str, float] = self.summary.get("metrics", {})
+        return metrics
+
+    @property
+    def report(self) -> Path:
+        """The report, written anew from the folder's files."""
+        from headstart.report import write_report
+
+        return write_report(self.folder)
+
+    def recipe(self, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """The resolved recipe, with changes if some are given."""
+        registry = load_plugins()
+        tables, origin = read_recipe(self.folder / "recipe.toml", registry)
+        return build_recipe(tables, overrides or {}, origin=origin, registry=registry)
+
+    def evaluate(
+        self, split: Split = "test", overrides: Mapping[str, Any] | None = None
+    ) -> dict[str, float]:
+        """Metrics of the kept model on a split, e.g. of another ``data.test_path``.
+
+        Raises:
+            UserError: The data has other labels than the run was trained on.
+        """
+        from headstart.assembly import build_data, choose_execution
+        from headstart.evaluate import MetricSet, evaluate
+        from headstart.run_folder import read_json
+
+        recipe = self.recipe(overrides)
+        execution = choose_execution(recipe.train)
+        model = self._open(recipe)
+        data = build_data(recipe, model.backbone.preprocessing)
+        data.load()
+        task = read_json(self.folder / "task.json")
+        if data.task.get("labels") != task.get("labels"):
+            raise UserError(
+                "the data has other labels than this run was trained on",
+                where=str(self.folder),
+                why=f"trained on {task.get('labels')}, now {data.task.get('labels')}",
+                fix="evaluate on data with the same labels",
+            )
+        return evaluate(
+            model,
+            data,
+            data.samples(split),
+            sizes=data.sizes(split),
+            batch_size=recipe.eval_batch_size,
+            execution=execution,
+            metrics=MetricSet(recipe.metric_specs, task, execution.device),
+        ).metrics
+
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Predictions for new inputs (texts, files …), in their order."""
+        return list(self.predict_each(inputs))
+
+    def predict_each(self, inputs: Sequence[Any]) -> Iterator[dict[str, Any]]:
+        """As :meth:`predict`, as soon as each batch is done."""
+        import numpy as np
+        import torch
+
+        from headstart.assembly import build_data, choose_execution
+        from headstart.evaluate import forward_batches
+
+        recipe = self.recipe()
+        execution = choose_execution(recipe.train)
+        model = self._open(recipe)
+        data = build_data(recipe, model.backbone.preprocessing)
+        samples = data.from_inputs(inputs)
+        size = recipe.eval_batch_size
+        batches = [
+            np.arange(start, min(start + size, len(samples)))
+            for start in range(0, len(samples), size)
+        ]
+        for state in forward_batches(model, data, samples, batches, execution):
+            with torch.inference_mode():
+                decoded = model.head.decode(model.head.outputs(state))
+            yield from decoded
+
+    def _open(self, recipe: Recipe) -> Model:
+        """The kept model on its device, strictly loaded, head included."""
+        from headstart.assembly import build_backbone, build_head, choose_execution
+        from headstart.checkpoint import open_checkpoint
+        from headstart.model import Model
+        from headstart.run_folder import ARCHITECTURE, read_json
+
+        if self._model is None:
+            backbone = build_backbone(recipe, self.folder / ARCHITECTURE)
+            task = read_json(self.folder / "task.json")
+            model = Model(backbone, build_head(recipe, backbone, task))
+            checkpoint, _ = open_checkpoint(self.folder / "checkpoints")
+            model.load_state_dict(checkpoint.kept_model())
+            self._model = model.to(choose_execution(recipe.train).device)
+        return self._model
+
+
+def run(
+    recipe: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    folder: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | None = None,
+) -> Run:
+    """Train as a recipe says, test, and write the report.
+
+    Args:
+        recipe: ``plugin/name`` or the path of a TOML file.
+        overrides: Values by dotted key, e.g. ``{"train.epochs": 3}``.
+        folder: The run folder; by default a new one under ``runs/``.
+        callbacks: Watchers beside the run's own; see ``headstart.callbacks``.
+        progress: Told about transfers.
+
+    Raises:
+        HeadstartError: What is wrong with recipe or data; then nothing was written.
+    """
+    began = time.perf_counter()
+    registry = load_plugins()
+    checked = load_recipe(recipe, overrides, registry=registry)
+
+    from headstart.assembly import assemble
+    from headstart.callbacks import MetricsLog, TensorBoardLog
+    from headstart.report import write_report
+    from headstart.run_folder import create_run_folder, write_json
+    from headstart.trainer import plan_training
+
+    assembly = assemble(checked, registry, progress)
+    # The data module may have completed its settings, e.g. with an asset's own.
+    checked = replace(checked, data=assembly.data.settings)
+    plan = plan_training(checked, assembly)
+    watchers: list[Callback] = [*callbacks, *registry.callbacks(checked)]
+    target = create_run_folder(folder, checked, registry, assembly)
+    watchers.append(MetricsLog(target / "metrics.jsonl"))
+    if checked.train.tensorboard:
+        watchers.append(TensorBoardLog(target / "tensorboard"))
+    try:
+        summary = _train(checked, assembly, plan, target, watchers, began)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        reason = str(error) or type(error).__name__
+        write_json(target / "summary.json", {"status": status, "reason": reason})
+        raise
+    write_json(target / "summary.json", summary)
+    write_report(target)
+    return Run(target)
+
+
+def _train(
+    recipe: Recipe,
+    assembly: Assembly,
+    plan: Plan,
+    folder: Path,
+    watchers: Sequence[Callback],
+    began: float,
+) -> dict[str, Any]:
+    """Train and judge; returns the summary."""
+    from headstart.assembly import complete_transfer
+    from headstart.checkpoint import open_checkpoint
+    from headstart.clock import Clock
+    from headstart.judgement import judge
+    from headstart.run_folder import write_json
+    from headstart.trainer import make_trainer
+
+    transfer = complete_transfer(assembly, plan)
+    write_json(folder / "transfer.json", transfer.to_dict())
+    for watcher in watchers:
+        watcher.on_assembled(recipe, assembly, transfer, plan.total)
+    clock = Clock(assembly.execution.device, setup=time.perf_counter() - began)
+    trainer = make_trainer(
+        recipe, assembly, plan, clock, watchers, folder / "checkpoints"
+    )
+    status = trainer.fit()
+    progress = trainer.progress
+    summary: dict[str, Any] = {
+        "status": status,
+        "goals": {short_name(s.name): s.goal for s in recipe.metric_specs},
+        "expect": recipe.expect.model_dump(mode="json")["metrics"],
+        "validation": progress.best_metrics,
+        "best_step": progress.best_step,
+        "steps": progress.step,
+        "total_steps": plan.total,
+        "epochs": progress.step / trainer.batches.steps_per_epoch,
+        "parameters": assembly.model.counts(),
+    }
+    if status == "interrupted":
+        summary["reason"] = f"stopped after step {progress.step} of {plan.total}"
+    else:
+        checkpoint: Checkpoint
+        checkpoint, _ = open_checkpoint(folder / "checkpoints")
+        assembly.model.load_state_dict(checkpoint.kept_model())
+        summary |= judge(recipe, assembly, plan, clock, folder)
+    return summary | trainer.costs()

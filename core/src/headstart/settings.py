@@ -1,0 +1,164 @@
+"""The settings of a recipe, validated by pydantic; torch-free.
+
+A plugin's own settings subclass :class:`BackboneSettings`, :class:`HeadSettings` or
+:class:`DataSettings` in its ``settings.py`` and are named by its specs. Every key is
+known, typed and documented; an unknown key is an error that names the nearest one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, no unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        coerce_numbers_to_str=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class BackboneSettings(Settings):
+    """``[backbone]``: which pretrained network, and how much of it."""
+
+    name: str
+    weights: str = ""
+    """Weights reference (``asset:``, ``hf:``, ``file:``, ``none`` …); empty takes the
+    backbone's default."""
+    keep: Annotated[int, Field(ge=1)] | None = None
+    """Keep only the first so many stages; ``None`` keeps all."""
+    allow: tuple[str, ...] = ()
+    """Glob patterns of tensors that may be missing, left over or of another shape."""
+
+
+class HeadSettings(Settings):
+    """``[head]``: what turns features into losses and predictions."""
+
+    name: str
+
+
+class DataSettings(Settings):
+    """``[data]``: where samples come from and what happens to bad ones."""
+
+    name: str
+    kind: str = ""
+    """What the targets are (``single-label``, ``boxes`` …); the head must know it."""
+    bad: Literal["stop", "skip"] = "stop"
+    """What to do about a bad sample: stop before training, or leave it out, counted."""
+    bad_cap: Share = 0.05
+    """With ``skip``: stop all the same when more than this share is bad."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that read and collate; 0 does it in the training process."""
+
+
+class StrategySettings(Settings):
+    """``[strategy]``: which stages train, when, at which learning rate."""
+
+    name: Literal[
+        "feature-extraction",
+        "layer-retraining",
+        "global",
+        "gradual",
+        "lp-ft",
+        "surgical",
+        "scratch",
+    ] = "global"
+    train_last: Annotated[int, Field(ge=1)] | None = None
+    """``layer-retraining``: how many of the last stages train (default 1)."""
+    freeze_until: str = ""
+    """``layer-retraining``: the freeze point, the last frozen stage, by name."""
+    stages: tuple[str, ...] = ()
+    """``surgical``: the stages that train, by name."""
+    unfreeze_share: Share = 0.5
+    """``gradual``: share of the training after which every stage trains."""
+    head_share: Share = 0.3
+    """``lp-ft``: share of the training that goes to the head alone."""
+    stage_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Learning-rate factor from one stage to the one below it."""
+
+
+class TrainSettings(Settings):
+    """``[train]``: the loop."""
+
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many optimizer steps, whatever ``epochs`` says."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Samples per optimizer step."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Parts into which a batch is cut, one after another; the result is the same."""
+    eval_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Samples per forward pass in evaluation; ``None`` takes twice ``batch_size``."""
+    group_by_size: bool = True
+    """Put samples of similar size into one batch, where the data tells sizes."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 5e-5
+    """``auto`` runs a learning-rate range test first and takes its suggestion."""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate of the head; ``None`` takes ``learning_rate``."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Share = 0.06
+    """Share of the steps over which the learning rate rises from 0."""
+    clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest gradient norm; 0 does not clip."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay of the exponential moving average that is evaluated and saved; 0 is off."""
+    evaluate_every: Annotated[float, Field(gt=0)] = 1.0
+    """Epochs between two validations, with a checkpoint each."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 1
+    """How many of the last checkpoints stay, the best one not counted."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    """Steps between two lines of the metrics log."""
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """``auto`` is bf16 autocast on a GPU that has it, else fp32."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (needs ``headstart[tensorboard]``)."""
+
+
+class EarlyStoppingSettings(Settings):
+    """``[early_stopping]``: give up when validation no longer improves."""
+
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Validations without improvement before stopping; 0 is off."""
+    metric: str = ""
+    """Any validation metric, or ``loss``; empty takes ``metrics.best``."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class MetricSettings(Settings):
+    """``[metrics]``: what is measured, and which decides."""
+
+    names: tuple[str, ...] = ()
+    """Short names; empty takes the head's own."""
+    best: str = ""
+    """The metric that picks the best checkpoint; empty takes the first name."""
+
+
+class ReportSettings(Settings):
+    """``[report]``: the evidence."""
+
+    baselines: bool = True
+    """Compute the data's simple baselines beside the result."""
+    samples: Annotated[int, Field(ge=0)] = 12
+    """Rows in the tables of wrong and unsure samples."""
+    scratch_control: bool = False
+    """Also train the same model from random weights at equal steps."""
+
+
+class Expectation(Settings):
+    """``[expect]``: what a recipe should reach, on what, in which time."""
+
+    metrics: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Range of each test metric."""
+    on: str = ""
+    takes: str = ""

@@ -1,0 +1,144 @@
+"""The stage contract: a backbone is an ordered list of named stages.
+
+A stage maps a running batch to a running batch, ``State -> State``. Running a slice
+of the list is all that feature extraction, layer retraining, gradual unfreezing,
+removing layers and the frozen-prefix cache need.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import nn
+
+from headstart.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from headstart.specs import Feature
+
+State: TypeAlias = dict[str, Any]
+
+
+class Backbone(nn.Module):
+    """A pretrained network as an ordered list of named stages.
+
+    A stage is a module whose ``forward(state)`` returns a new state and leaves the
+    one it was given untouched: ``return {**state, "hidden": hidden}``. What a stage
+    does depends on its input and its parameters alone, not on other stages' modules,
+    so that a slice can run by itself.
+
+    Args:
+        stages: The stages in order, by name.
+        features: What the stages leave in the state, channels known.
+        upstream: Prefixes of our parameter names to prefixes of the upstream
+            library's, e.g. ``{"stages.layer0.block.": "encoder.layer.0."}``.
+        ignored: Glob patterns of upstream tensors that are no part of a backbone
+            (pretraining heads, poolers).
+        preprocessing: What the data module must know to prepare inputs (tokenizer
+            folder, image mean, sampling rate); values that JSON can hold, and paths.
+        files: Small files (configuration, vocabulary) that a run folder keeps, so
+            that it opens without the weights it came from.
+        trailing: Names of stages that stay when later stages are dropped (a final
+            normalisation).
+        wrappers: Prefixes under which a weights file may hold the whole backbone,
+            e.g. ``bert.`` in a file of a model with its pretraining head; removed
+            from the names that carry one.
+        renames: Old and new endings of tensor names in weights files, e.g.
+            ``((".gamma", ".weight"),)``.
+        config: The upstream library's configuration, JSON-ready; a run folder keeps
+            it as ``config.json``.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[str, nn.Module],
+        *,
+        features: Sequence[Feature],
+        upstream: Mapping[str, str],
+        ignored: Sequence[str] = (),
+        preprocessing: Mapping[str, Any] | None = None,
+        files: Sequence[Path] = (),
+        trailing: Sequence[str] = (),
+        wrappers: Sequence[str] = (),
+        renames: Sequence[tuple[str, str]] = (),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict(dict(stages))
+        self.features = {feature.name: feature for feature in features}
+        self.upstream = dict(upstream)
+        self.ignored = tuple(ignored)
+        self.preprocessing = dict(preprocessing or {})
+        self.files = tuple(files)
+        self.trailing = tuple(trailing)
+        self.wrappers = tuple(wrappers)
+        self.renames = tuple(renames)
+        self.config = dict(config) if config is not None else None
+        self.dropped: tuple[str, ...] = ()
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        return tuple(self.stages)
+
+    def run(self, state: State, start: int = 0, stop: int | None = None) -> State:
+        """Run the stages ``start`` to ``stop`` (not included) on a running batch."""
+        for stage in list(self.stages.values())[start:stop]:
+            state = stage(state)
+        return state
+
+    def forward(self, state: State) -> State:
+        return self.run(state)
+
+    def index(self, stage: str) -> int:
+        """Position of a stage.
+
+        Raises:
+            UserError: There is no such stage; names the nearest.
+        """
+        try:
+            return self.stage_names.index(stage)
+        except ValueError:
+            raise UserError(
+                f"there is no stage {stage!r}",
+                why=f"this backbone has {', '.join(self.stage_names)}",
+                fix=nearest(stage, self.stage_names),
+            ) from None
+
+    def keep(self, count: int) -> None:
+        """Drop all stages after the first ``count``, but for the trailing ones.
+
+        Raises:
+            UserError: There are not so many stages.
+        """
+        droppable = [name for name in self.stages if name not in self.trailing]
+        if not 1 <= count <= len(droppable):
+            raise UserError(
+                f"cannot keep {count} stages of {len(droppable)}",
+                where="backbone.keep",
+                fix=f"choose 1 to {len(droppable)}: {', '.join(droppable)}",
+            )
+        gone = droppable[count:]
+        for name in gone:
+            del self.stages[name]
+        self.dropped = tuple(gone)
+        self.features = {
+            name: feature
+            for name, feature in self.features.items()
+            if feature.stage not in gone
+        }
+
+    def upstream_name(self, parameter: str) -> str:
+        """The upstream library's name of one of our parameters or buffers."""
+        best = max(
+            (ours for ours in self.upstream if parameter.startswith(ours)),
+            key=len,
+            default="",
+        )
+        return self.upstream.get(best, "") + parameter[len(best) :]
+
+    def upstream_state_dict(self) -> dict[str, Any]:
+        """Our parameters and buffers under the upstream library's names."""
+        return {self.upstream_name(k): v for k, v in self.state_dict().items()}

@@ -1,0 +1,376 @@
+"""Copy pretrained tensors into a backbone, all or nothing, and report what happened."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from headstart.errors import Fault, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from torch import Tensor
+
+    from headstart.stages import Backbone
+    from headstart.weights import Weights
+
+SHOWN = 12
+"""Faults of one kind that are told in full; the rest is counted."""
+
+
+@dataclass(frozen=True)
+class StageTransfer:
+    """What becomes of one stage (or the head) in training.
+
+    Attributes:
+        name: The stage, or ``head``.
+        parameters: How many numbers it has.
+        trainable_at_start: Whether it trains from the first step on.
+        learning_rate_factor: Its learning rate as a part of the recipe's.
+    """
+
+    name: str
+    parameters: int
+    trainable_at_start: bool
+    learning_rate_factor: float
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What of the pretrained weights is in the model, and what is not.
+
+    Attributes:
+        reference: Of the weights.
+        revision: The commit that a hub resolved the reference to.
+        sha256: Hash of the weights.
+        licence: Of the weights.
+        loaded: Tensors that were copied.
+        loaded_parameters: Numbers in those of them that are parameters.
+        skipped: Tensors of the source that are not in the model, and why.
+        reinitialised: Tensors of the model that keep random values, and why.
+        new: The head's parameters, which no weights could have.
+        stages: Filled in by the trainer, the head last.
+    """
+
+    reference: str
+    revision: str = ""
+    sha256: str = ""
+    licence: str = ""
+    loaded: int = 0
+    loaded_parameters: int = 0
+    skipped: tuple[tuple[str, str], ...] = ()
+    reinitialised: tuple[tuple[str, str], ...] = ()
+    new: tuple[str, ...] = ()
+    stages: tuple[StageTransfer, ...] = ()
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers in total, frozen and trainable at the start, from ``stages``."""
+        total = sum(s.parameters for s in self.stages)
+        trainable = sum(s.parameters for s in self.stages if s.trainable_at_start)
+        return {"total": total, "frozen": total - trainable, "trainable": trainable}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``transfer.json`` holds."""
+        return {
+            "reference": self.reference,
+            "revision": self.revision,
+            "sha256": self.sha256,
+            "licence": self.licence,
+            "loaded": self.loaded,
+            "loaded_parameters": self.loaded_parameters,
+            "skipped": [{"name": n, "why": w} for n, w in self.skipped],
+            "reinitialised": [{"name": n, "why": w} for n, w in self.reinitialised],
+            "parameters": self.parameters,
+            "stages": [asdict(stage) for stage in self.stages],
+            "new": list(self.new),
+        }
+
+    def lines(self) -> list[str]:
+        """The report for a terminal, tensors grouped by what became of them."""
+        about = [self.licence, f"sha256 {self.sha256[:12]}" if self.sha256 else ""]
+        lines = [", ".join(filter(None, (self.reference, *about)))]
+        if self.revision and self.revision not in self.reference:
+            pinned = f"{self.reference.partition('@')[0]}@{self.revision}"
+            lines.append(f"  commit         {self.revision}; pin it with {pinned}")
+        lines.append(
+            f"  loaded         {_tensors(self.loaded)}, "
+            f"{_short(self.loaded_parameters)} parameters"
+        )
+        for label, pairs in (
+            ("skipped", self.skipped),
+            ("reinitialised", self.reinitialised),
+        ):
+            lines += [
+                f"  {label:14s} {_tensors(count)}: {why}"
+                for why, count in Counter(why for _, why in pairs).items()
+            ]
+        if self.new:
+            names = ", ".join(self.new[:3]) + (" …" if len(self.new) > 3 else "")
+            lines.append(f"  new            {_tensors(len(self.new))}: {names}")
+        if self.stages:
+            count = {k: _short(v) for k, v in self.parameters.items()}
+            lines.append(
+                f"  trainable      {count['trainable']} of {count['total']} "
+                f"parameters at the start, {count['frozen']} frozen"
+            )
+        return lines
+
+
+@dataclass
+class _Plan:
+    """What is to be copied where, found out before anything is."""
+
+    take: dict[str, Tensor] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    reinitialised: list[tuple[str, str]] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    reshaped: dict[str, str] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+
+def load_weights(
+    backbone: Backbone, weights: Weights, *, allow: Sequence[str] = ()
+) -> TransferReport:
+    """Copy pretrained tensors into a backbone's parameters and buffers.
+
+    Every tensor of the source must have a place and every place a tensor, of the same
+    shape and finite. What a backbone says it ignores and what belonged to dropped
+    stages is skipped; anything else must be allowed by name. Values are cast to the
+    backbone's types. Nothing is copied unless everything fits.
+
+    Args:
+        backbone: Built, with random parameters; ``keep`` already applied.
+        weights: Where the tensors are; of ``none`` nothing is copied.
+        allow: Glob patterns of upstream names that may be missing, left over or of
+            another shape.
+
+    Raises:
+        UserError: Something does not fit. All faults, with the nearest names and the
+            line for the recipe that would allow them.
+    """
+    ours = {
+        backbone.upstream_name(name): tensor
+        for name, tensor in backbone.state_dict(keep_vars=True).items()
+    }
+    if not weights.files:
+        why = "the weights are random (weights = 'none')"
+        return TransferReport(
+            weights.reference, reinitialised=tuple((name, why) for name in ours)
+        )
+    plan = _plan(backbone, ours, weights.tensors(), allow)
+    if faults := _faults(plan, weights.reference):
+        raise UserError(*faults)
+    with torch.no_grad():
+        for name, tensor in plan.take.items():
+            ours[name].copy_(tensor)
+    parameters = {
+        id(ours[name]): ours[name].numel()
+        for name in plan.take
+        if isinstance(ours[name], nn.Parameter)
+    }
+    return TransferReport(
+        weights.reference,
+        weights.revision,
+        weights.sha256,
+        weights.licence,
+        loaded=len(plan.take),
+        loaded_parameters=sum(parameters.values()),
+        skipped=tuple(plan.skipped),
+        reinitialised=tuple(plan.reinitialised),
+    )
+
+
+def _plan(
+    backbone: Backbone,
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    allow: Sequence[str],
+) -> _Plan:
+    plan = _Plan()
+    seen: dict[str, str] = {}
+    for raw, tensor in theirs.items():
+        name = _upstream(raw, ours, backbone)
+        if name in ours:
+            if name in seen:
+                what = f"{seen[name]!r} and {raw!r} are both {name!r}"
+                plan.faults.append(Fault(what))
+            elif fault := _misfit(raw, tensor, ours[name]):
+                plan.faults.append(fault)
+            elif tensor.shape == ours[name].shape:
+                plan.take[name] = tensor
+            else:
+                shapes = f"{tuple(tensor.shape)} in the weights"
+                shapes += f", {tuple(ours[name].shape)} in the model"
+                if pattern := _matching((name, raw), allow):
+                    why = f"{shapes}; allowed by {pattern!r}"
+                    plan.reinitialised.append((name, why))
+                else:
+                    plan.reshaped[name] = shapes
+            seen[name] = raw
+        elif _matching((raw, name), backbone.ignored):
+            plan.skipped.append((raw, "pretraining head"))
+        elif _is_dropped(name, backbone):
+            plan.skipped.append((raw, "stage dropped by backbone.keep"))
+        elif pattern := _matching((raw, name), allow):
+            plan.skipped.append((raw, f"allowed by {pattern!r}"))
+        else:
+            plan.unknown.append(raw)
+    # A tied tensor is stored once, under one of its names.
+    present = {id(ours[name]) for name in seen}
+    for name in ours:
+        if name in seen or id(ours[name]) in present:
+            continue
+        if pattern := _matching((name,), allow):
+            why = f"not in the weights; allowed by {pattern!r}"
+            plan.reinitialised.append((name, why))
+        else:
+            plan.missing.append(name)
+    return plan
+
+
+def _upstream(name: str, ours: Mapping[str, Tensor], backbone: Backbone) -> str:
+    """The name that a source's tensor has in the bare upstream model of today.
+
+    A model with a head wraps the backbone (``bert.``), and old files have old names
+    for some parameters (``gamma``); the backbone's ``wrappers`` and ``renames`` tell.
+    """
+    if name in ours:
+        return name
+    wrappers: Iterable[str] = getattr(backbone, "wrappers", ())
+    renames: Iterable[tuple[str, str]] = getattr(backbone, "renames", ())
+    for wrapper in wrappers:
+        if name.startswith(wrapper):
+            name = name.removeprefix(wrapper)
+            break
+    if name in ours:
+        return name
+    for old, new in renames:
+        renamed = name.removesuffix(old) + new
+        if name.endswith(old) and renamed in ours:
+            return renamed
+    return name
+
+
+def _misfit(name: str, tensor: Tensor, ours: Tensor) -> Fault | None:
+    """Why a tensor cannot be used whatever its shape is."""
+    if tensor.is_floating_point() != ours.is_floating_point():
+        kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, ours)]
+        return Fault(
+            f"{name!r} is {kinds[0]} in the weights, {kinds[1]} in the model",
+            fix="quantised weights cannot be loaded; use the original ones",
+        )
+    if not tensor.is_floating_point():
+        return None
+    # As cast, since a cast to a smaller type can overflow.
+    cast = tensor.to(ours.dtype)
+    if isinstance(ours, nn.Parameter):
+        bad = cast.numel() - int(torch.isfinite(cast).sum())
+    else:
+        # Masks that are added to attention scores are buffers with infinities.
+        bad = int(torch.isnan(cast).sum())
+    if bad:
+        return Fault(
+            f"{name!r} has {bad} values of {cast.numel()} that are NaN or infinite",
+            fix="the weights are damaged; get others",
+        )
+    return None
+
+
+def _is_dropped(name: str, backbone: Backbone) -> bool:
+    gone = tuple(f"stages.{stage}." for stage in backbone.dropped)
+    best = max(
+        (pair for pair in backbone.upstream.items() if name.startswith(pair[1])),
+        key=lambda pair: len(pair[1]),
+        default=("", ""),
+    )
+    return bool(best[1]) and best[0].startswith(gone)
+
+
+def _matching(names: Iterable[str], patterns: Iterable[str]) -> str:
+    """The first pattern that matches one of the names, or nothing."""
+    names = tuple(names)
+    return next((p for p in patterns if any(fnmatchcase(n, p) for n in names)), "")
+
+
+def _faults(plan: _Plan, where: str) -> list[Fault]:
+    """All that is wrong; the last one brings the line that would allow it."""
+    allowable = [*plan.missing, *plan.unknown, *plan.reshaped]
+    if allowable and not plan.take:
+        return [
+            Fault(
+                "no tensor of the weights fits this backbone",
+                where,
+                f"the weights have {_few(plan.unknown or plan.reshaped)}, "
+                f"the model wants {_few(plan.missing or plan.reshaped)}",
+                "choose the backbone that these weights belong to",
+            )
+        ]
+    faults = [replace(fault, where=where) for fault in plan.faults]
+    for what, names, others in (
+        ("is not in the weights", plan.missing, plan.unknown),
+        ("has no place in the model", plan.unknown, plan.missing),
+    ):
+        faults += [
+            Fault(f"{name!r} {what}", where, fix=_near(name, others))
+            for name in names[:SHOWN]
+        ]
+        if len(names) > SHOWN:
+            more = f"{len(names) - SHOWN} more: {what}"
+            faults.append(Fault(more, where, f"the last one is {names[-1]!r}"))
+    faults += [
+        Fault(f"{name!r} has another shape: {shapes}", where)
+        for name, shapes in plan.reshaped.items()
+    ]
+    if allowable:
+        line = f"backbone.allow = {json.dumps(_patterns(allowable))}"
+        fix = f"if all this is meant: {line}"
+        if faults[-1].fix:
+            fix = f"{faults[-1].fix}; {fix}"
+        faults[-1] = replace(faults[-1], fix=fix)
+    return faults
+
+
+def _near(name: str, others: Sequence[str]) -> str:
+    match = get_close_matches(name, others, n=1, cutoff=0.6)
+    return f"is it {match[0]!r}?" if match else ""
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _patterns(names: Sequence[str]) -> list[str]:
+    """Few glob patterns that match all the names: as they are, or ever less exact."""
+    numbered = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+    first = dict.fromkeys(
+        name.partition(".")[0] + ".*" for name in names if "." in name
+    )
+    whole = [name for name in names if "." not in name]
+    for patterns in (list(names), list(numbered)):
+        if len(patterns) <= 6:
+            return patterns
+    return [*first, *whole]
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor" if count == 1 else f"{count} tensors"
+
+
+def _short(count: int) -> str:
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)

@@ -1,0 +1,267 @@
+"""Whether the transfer paid: intervals, comparisons, and the sentence that says so."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from headstart.report import Evaluation
+
+Z95 = 1.959964
+"""Two-sided 95 % quantile of the standard normal distribution."""
+
+
+def number(value: Any, signed: bool = False) -> str:
+    """A number for people: three decimals, thousands separated, a true minus."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "–" if value is None else str(value)
+    if math.isnan(value):
+        return "not a number"
+    if isinstance(value, int):
+        text = f"{value:+,}" if signed else f"{value:,}"
+    else:
+        size = abs(value)
+        digits = ",.0f" if size >= 1000 else ".1f" if size >= 100 else ".3f"
+        digits = ".2g" if 0 < size < 0.0005 else digits
+        text = format(value, "+" + digits if signed else digits)
+    return text.replace("-", "−") if "e" not in text else text
+
+
+def interval(correct: Any) -> tuple[float, float]:
+    """95 % interval of an accuracy.
+
+    Args:
+        correct: Whether each sample is right, (samples,).
+
+    Returns:
+        Wilson's score interval (1927), which stays within 0 and 1 and is right for
+        few samples as well. It covers the choice of test samples, not that of seeds.
+    """
+    right = np.asarray(correct, dtype=float)
+    count = len(right)
+    if count == 0:
+        return (0.0, 1.0)
+    share, z2 = float(right.mean()), Z95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    spread = share * (1 - share) / count + z2 / (4 * count**2)
+    half = Z95 * math.sqrt(spread) / (1 + z2 / count)
+    return (max(centre - half, 0.0), min(centre + half, 1.0))
+
+
+def mean_interval(values: Any) -> tuple[float, float]:
+    """95 % interval of a mean by the normal approximation, of two values or more."""
+    known = np.asarray(values, dtype=float)
+    half = Z95 * float(known.std(ddof=1)) / math.sqrt(len(known))
+    return (float(known.mean()) - half, float(known.mean()) + half)
+
+
+# Metrics that are means of one score per sample, by their usual names.
+_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "accuracy": lambda target, prediction: (target == prediction).astype(float),
+    "mae": lambda target, prediction: np.abs(target - prediction),
+    "mse": lambda target, prediction: (target - prediction) ** 2,
+}
+
+
+def _scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Scores per sample of the metrics that are known to be their means."""
+    if not {"target", "prediction"} <= set(evaluation.outputs):
+        return {}
+    target = np.asarray(evaluation.outputs["target"])
+    prediction = np.asarray(evaluation.outputs["prediction"])
+    if target.shape != prediction.shape or target.ndim != 1 or len(target) < 2:
+        return {}
+    found = {}
+    for name, score in _SCORES.items():
+        if name in evaluation.metrics:
+            values = score(target, prediction)
+            # A macro average may be called "accuracy" too; its interval is another.
+            if math.isclose(values.mean(), evaluation.metrics[name], abs_tol=1e-5):
+                found[name] = values
+    return found
+
+
+def intervals(evaluation: Evaluation) -> dict[str, list[float]]:
+    """95 % intervals of the metrics that are means over samples.
+
+    Returns:
+        ``{"accuracy": [low, high]}``, as ``summary.json`` holds it in ``intervals``.
+    """
+    return {
+        name: list((interval if name == "accuracy" else mean_interval)(values))
+        for name, values in _scores(evaluation).items()
+    }
+
+
+def gains(ours: Evaluation, theirs: Evaluation) -> dict[str, list[float]]:
+    """95 % intervals of what we gain over another result on the same samples.
+
+    Samples are paired, so that their common difficulty cancels. Positive is better,
+    whichever way the metric points.
+
+    Returns:
+        ``{"accuracy": [low, high]}``, as ``summary.json`` holds it in ``gains`` of
+        each baseline and of the scratch control.
+    """
+    mine, other = _scores(ours), _scores(theirs)
+    return {
+        name: list(
+            mean_interval(
+                mine[name] - other[name]
+                if name == "accuracy"
+                else other[name] - mine[name]
+            )
+        )
+        for name in mine.keys() & other.keys()
+        if len(mine[name]) == len(other[name])
+    }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """This run beside another result, on the metric that decides.
+
+    Attributes:
+        name: The other result.
+        value: What it reaches.
+        gain: How much better this run is; negative when it is worse.
+        interval: 95 % interval of the gain on paired samples, if known.
+        outcome: Whether the difference is more than the choice of test samples.
+    """
+
+    name: str
+    value: float
+    gain: float
+    interval: tuple[float, float] | None
+    outcome: Literal["better", "worse", "unclear"]
+
+    def __str__(self) -> str:
+        text = f"gain {number(self.gain, signed=True)}"
+        if self.interval:
+            low, high = (number(bound, signed=True) for bound in self.interval)
+            text += f", 95% interval {low} to {high}"
+        return text
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the transfer paid.
+
+    Attributes:
+        answer: ``unknown`` when there is no result or nothing to compare it with.
+        headline: Three or four words.
+        sentence: The evidence.
+        warnings: What a reader must not overlook.
+    """
+
+    answer: Literal["yes", "no", "unclear", "unknown"]
+    headline: str
+    sentence: str
+    warnings: tuple[str, ...] = ()
+
+
+def primary_metric(
+    summary: Mapping[str, Any], recipe: Mapping[str, Any]
+) -> tuple[str, str]:
+    """The metric that decides, and whether ``max`` or ``min`` is its goal."""
+    goals: Mapping[str, str] = summary.get("goals", {})
+    settings = recipe.get("metrics", {})
+    wanted = (settings.get("best", ""), *settings.get("names", ()), *goals)
+    names = [name for name in wanted if name in (summary.get("metrics") or goals)]
+    name = next((name for name in names if name in goals), "loss")
+    return name, goals.get(name, "min")
+
+
+def compare(
+    summary: Mapping[str, Any], other: Mapping[str, Any], metric: str, goal: str
+) -> Comparison | None:
+    """This run beside a baseline or the control; ``None`` without a common metric."""
+    ours = (summary.get("metrics") or {}).get(metric)
+    value = other.get("metrics", {}).get(metric)
+    if ours is None or value is None or not math.isfinite(ours + value):
+        return None
+    gain = ours - value if goal == "max" else value - ours
+    outcome: Literal["better", "worse", "unclear"]
+    outcome = "better" if gain > 0 else "worse" if gain < 0 else "unclear"
+    pair = other.get("gains", {}).get(metric)
+    alone = summary.get("intervals", {}).get(metric)
+    if (pair and pair[0] <= 0 <= pair[1]) or (
+        not pair and alone and alone[0] <= value <= alone[1]
+    ):
+        outcome = "unclear"
+    name = other.get("name", "random weights")
+    return Comparison(name, value, gain, tuple(pair) if pair else None, outcome)
+
+
+def verdict(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> Verdict:
+    """Did the transfer pay? Against the best baseline, and against random weights."""
+    metric, goal = primary_metric(summary, recipe)
+    ours = (summary.get("metrics") or {}).get(metric)
+    if ours is None:
+        return Verdict("unknown", "No result yet", "The test split was not evaluated.")
+    if not math.isfinite(ours):
+        return Verdict("unknown", "No result", f"{metric} on the test split is {ours}.")
+    found = (compare(summary, b, metric, goal) for b in summary.get("baselines", ()))
+    baselines = [one for one in found if one]
+    best = min(baselines, key=lambda one: one.gain, default=None)
+    scratch = compare(summary, summary.get("scratch") or {}, metric, goal)
+    result = f"{metric} {number(ours)} on the test split"
+    warnings = _warnings(summary, recipe)
+    if recipe.get("strategy", {}).get("name") == "scratch":
+        text = f"This run starts from random weights: {result}."
+        return Verdict("unknown", "A control, not a transfer", text, warnings)
+    against = []
+    if best:
+        against.append(f"{number(best.value)} for the best baseline, {best.name} ")
+        against[-1] += f"({best})"
+    if scratch:
+        against.append(f"{number(scratch.value)} from random weights ({scratch})")
+    if not against:
+        text = f"{result}, and nothing to compare it with: turn on report.baselines."
+        text = text[0].upper() + text[1:]
+        return Verdict("unknown", "A result against no baseline", text, warnings)
+    text = f"{result}, against {' and '.join(against)}."
+    text = text[0].upper() + text[1:]
+    outcomes = [one.outcome for one in (best, scratch) if one]
+    if "worse" in outcomes:
+        return Verdict("no", "The transfer did not pay", text, warnings)
+    if "unclear" in outcomes:
+        text += " The difference is within what the choice of test samples explains."
+        return Verdict("unclear", "Not shown that it paid", text, warnings)
+    if not scratch:
+        text += " Random weights were not tried (report.scratch_control = true does)."
+    return Verdict("yes", "The transfer paid", text, warnings)
+
+
+def _warnings(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    """Whatever simple method wins on whatever metric is said aloud; so is a miss."""
+    found = []
+    ours: Mapping[str, float] = summary.get("metrics") or {}
+    for name, goal in summary.get("goals", {}).items():
+        others = [*summary.get("baselines", ()), summary.get("scratch") or {}]
+        pairs = [
+            one for other in others if (one := compare(summary, other, name, goal))
+        ]
+        best = min(pairs, key=lambda one: one.gain, default=None)
+        if best and best.gain < 0:
+            kind = (
+                "The control" if best.name == "random weights" else "A simple baseline"
+            )
+            found.append(
+                f"{kind} is better on {name}: {best.name} reaches "
+                f"{number(best.value)}, this run {number(ours[name])}."
+            )
+    for name, (low, high) in (summary.get("expect") or {}).items():
+        if name in ours and not low <= ours[name] <= high:
+            side = "below" if ours[name] < low else "above"
+            found.append(
+                f"The recipe expects {name} {number(low)} to {number(high)}; "
+                f"{number(ours[name])} is {side} that."
+            )
+    return tuple(found)

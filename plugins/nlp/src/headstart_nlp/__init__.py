@@ -1,0 +1,188 @@
+"""Text for headstart: BERT-family encoders, classification and regression of texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headstart.hookspecs import hookimpl
+from headstart.specs import (
+    BackboneSpec,
+    DataSpec,
+    Feature,
+    HeadSpec,
+    MetricSpec,
+    RecipeSource,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__version__ = "0.1.0"
+HOOK_API = "1.0"
+
+_SINGLE = {
+    "kind": "single-label",
+    "labels": ["no", "yes", "maybe"],
+    "counts": [5, 3, 2],
+}
+_MULTI = {"kind": "multi-label", "labels": ["a", "b", "c"], "counts": [5, 3, 2]}
+_VALUE = {"kind": "regression", "mean": 3.0, "std": 1.5}
+
+
+def _tiny_bert(layers: int, channels: int, heads: int) -> dict[str, Any]:
+    """Settings of a BERT that builds in milliseconds."""
+    return {
+        "weights": "none",
+        "config": {
+            "model_type": "bert",
+            "vocab_size": 64,
+            "hidden_size": channels,
+            "intermediate_size": 32,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "max_position_embeddings": 64,
+        },
+    }
+
+
+def _encoder(**varying: Any) -> BackboneSpec:
+    return BackboneSpec(
+        factory="headstart_nlp.backbones:build_encoder",
+        settings="headstart_nlp.settings:EncoderSettings",
+        inputs=("input_ids", "attention_mask"),
+        sample="headstart_nlp.backbones:sample_tokens",
+        reference="headstart_nlp.backbones:reference_encoder",
+        **varying,
+    )
+
+
+@hookimpl
+def register_backbones() -> Sequence[BackboneSpec]:
+    return [
+        _encoder(
+            name="nlp/minilm-l6",
+            summary="MiniLM, 6 layers x 384, 22.7 M parameters: small and quick",
+            weights="asset:minilm-l6",
+            features=(Feature("hidden", "tokens", 384),),
+            stages=("embeddings", *(f"layer{i}" for i in range(6))),
+            licence="Apache-2.0",
+            tiny=_tiny_bert(layers=6, channels=384, heads=12),
+        ),
+        _encoder(
+            name="nlp/encoder",
+            summary="BERT, DistilBERT, RoBERTa, ELECTRA, ModernBERT from hub or folder",
+            weights="",
+            features=(Feature("hidden", "tokens"),),
+            tiny=_tiny_bert(layers=2, channels=32, heads=2),
+        ),
+    ]
+
+
+def _head(name: str, summary: str, build: str, **varying: Any) -> HeadSpec:
+    return HeadSpec(
+        name=name,
+        summary=summary,
+        factory=f"headstart_nlp.heads:{build}",
+        needs=("tokens",),
+        targets=("labels",),
+        sample="headstart_nlp.heads:sample_targets",
+        **varying,
+    )
+
+
+@hookimpl
+def register_heads() -> Sequence[HeadSpec]:
+    return [
+        _head(
+            "nlp/classifier",
+            "one label per text",
+            "build_classifier",
+            settings="headstart_nlp.settings:ClassifierSettings",
+            kinds=("single-label",),
+            metrics=("accuracy", "macro-f1", "mcc", "auroc"),
+            sample_task=_SINGLE,
+            tiny={"pooling": "attention", "layers": 2, "class_weights": "balanced"},
+        ),
+        _head(
+            "nlp/multi-label",
+            "any number of labels per text",
+            "build_multi_label",
+            settings="headstart_nlp.settings:ClassifierSettings",
+            kinds=("multi-label",),
+            metrics=("macro-f1", "auroc", "exact-match"),
+            sample_task=_MULTI,
+        ),
+        _head(
+            "nlp/regressor",
+            "one number per text",
+            "build_regressor",
+            settings="headstart_nlp.settings:RegressorSettings",
+            kinds=("regression",),
+            metrics=("mean-absolute-error", "root-mean-squared-error", "spearman"),
+            sample_task=_VALUE,
+        ),
+    ]
+
+
+@hookimpl
+def register_data() -> Sequence[DataSpec]:
+    return [
+        DataSpec(
+            name="nlp/table",
+            summary="texts and labels in CSV, TSV, JSONL, Parquet or a datasets folder",
+            factory="headstart_nlp.data:TextTable",
+            settings="headstart_nlp.settings:TableSettings",
+            yields=("input_ids", "attention_mask", "token_type_ids", "labels"),
+            tiny="headstart_nlp.data:tiny_table",
+        )
+    ]
+
+
+def _metric(
+    name: str, summary: str, task: Mapping[str, Any], **varying: Any
+) -> MetricSpec:
+    return MetricSpec(
+        name=f"nlp/{name}",
+        summary=summary,
+        factory=f"headstart_nlp.metrics:{name.replace('-', '_')}",
+        sample="headstart_nlp.metrics:sample_outputs",
+        sample_task=task,
+        **{"inputs": ("prediction", "target"), "goal": "max", **varying},
+    )
+
+
+@hookimpl
+def register_metrics() -> Sequence[MetricSpec]:
+    return [
+        _metric("accuracy", "share of texts with the right label", _SINGLE),
+        _metric("macro-f1", "mean of the labels' F1", _SINGLE),
+        _metric("mcc", "Matthews correlation coefficient", _SINGLE),
+        _metric(
+            "auroc",
+            "area under the ROC curve, mean over the labels",
+            _SINGLE,
+            inputs=("probabilities", "target"),
+        ),
+        _metric("exact-match", "share of texts whose labels are all right", _MULTI),
+        _metric(
+            "mean-absolute-error",
+            "mean distance from the true value",
+            _VALUE,
+            goal="min",
+        ),
+        _metric(
+            "root-mean-squared-error",
+            "root of the mean squared distance from the true value",
+            _VALUE,
+            goal="min",
+        ),
+        _metric("spearman", "rank correlation with the true values", _VALUE),
+    ]
+
+
+@hookimpl
+def register_recipes() -> Sequence[RecipeSource]:
+    return [
+        RecipeSource("nlp/sentiment", "headstart_nlp", "recipes/sentiment.toml"),
+        RecipeSource("nlp/classify", "headstart_nlp", "recipes/classify.toml"),
+    ]

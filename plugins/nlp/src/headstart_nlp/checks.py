@@ -1,0 +1,390 @@
+"""What the values of a table must be: texts that say something, labels that are known.
+
+Faults of one row go to ``findings.samples`` (the recipe's ``data.bad`` decides about
+them); what concerns the whole table is fatal, or a warning.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from headstart.errors import Fault, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from headstart.data import Findings
+    from headstart_nlp.settings import TableSettings
+    from headstart_nlp.tables import Table
+
+Target = str | tuple[str, ...] | float
+_UNDECODED = re.compile("[\ud800-\udfff]")
+
+
+@dataclass
+class Rows:
+    """Samples without fault, column by column."""
+
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    pairs: list[str] = field(default_factory=list)
+    """Second texts; empty when there are none."""
+    targets: list[Target] = field(default_factory=list)
+    places: list[tuple[Table, int]] = field(default_factory=list)
+    """Table and line or row."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Iterable[int]) -> Rows:
+        chosen = list(indices)
+        columns = (self.ids, self.texts, self.pairs, self.targets, self.places)
+        return Rows(*([c[i] for i in chosen] if c else [] for c in columns))
+
+    def keys(self) -> list[str]:
+        """What makes two samples the same: their text but for case and spacing."""
+        pairs = self.pairs or [""] * len(self)
+        return [
+            "\0".join(" ".join(part.casefold().split()) for part in both)
+            for both in zip(self.texts, pairs, strict=True)
+        ]
+
+
+def check_settings(settings: TableSettings) -> list[Fault]:
+    """Faults of the settings that need no data to be seen."""
+    faults = []
+    if settings.bins and settings.kind != "single-label":
+        faults.append(
+            Fault(
+                f"bins make classes, and data.kind is {settings.kind!r}",
+                where="data.bins",
+                fix='remove data.bins, or set data.kind="single-label"',
+            )
+        )
+    ranges = sorted((low, high, name) for name, (low, high) in settings.bins.items())
+    for low, high, name in ranges:
+        if low > high:
+            what = f"the range of {name!r} is upside down: {low} to {high}"
+            faults.append(Fault(what, where="data.bins", fix="write [low, high]"))
+    for (_, high, one), (low, _, two) in zip(ranges, ranges[1:], strict=False):
+        if low <= high:
+            what = f"{one!r} and {two!r} both hold {low}"
+            why = "both ends of a range belong to it"
+            faults.append(Fault(what, "data.bins", why, "let the ranges not touch"))
+    for name, known in (("labels", settings.labels), ("columns", settings.columns)):
+        twice = sorted(label for label, n in Counter(known).items() if n > 1)
+        if twice:
+            what = f"named twice: {', '.join(twice)}"
+            faults.append(Fault(what, where=f"data.{name}", fix="name each once"))
+    for name in ("validation_size", "test_size"):
+        size = getattr(settings, name)
+        if size > 1 and size != int(size):
+            what = f"{size} is neither a share below 1 nor a whole number of rows"
+            faults.append(Fault(what, where=f"data.{name}", fix=f"e.g. {int(size)}"))
+    return faults
+
+
+def check_rows(
+    table: Table, settings: TableSettings, findings: Findings
+) -> tuple[Rows, int]:
+    """The rows of a table that can be used.
+
+    Returns:
+        Rows without fault, and how many were left out because their score is in none
+        of ``data.bins``.
+    """
+    rows, outside = Rows(), 0
+    seen: dict[str, int] = {}
+    parse = _parser(settings)
+    columns = table.columns
+    for i, number in enumerate(table.numbers):
+        faults: list[Fault] = []
+        where = table.where(number)
+        for role in ("text", "pair"):
+            if role in columns:
+                faults += text_faults(role, columns[role][i], where)
+        target: Target | None = None
+        try:
+            target = parse(columns["label"][i])
+        except ValueError as error:
+            what, fix = error.args
+            faults.append(Fault(what, where=where, fix=fix))
+        identity = f"{table.file}:{number}"
+        if "id" in columns:
+            identity = str(columns["id"][i])
+            if identity in seen:
+                what = f"duplicate id: {identity!r}"
+                why = f"{table.unit} {seen[identity]} has it already"
+                fix = 'give every row its own, or data.id="" to count rows'
+                faults.append(Fault(what, where, why, fix))
+            seen.setdefault(identity, number)
+        for fault in faults:
+            findings.sample(table.file, number, fault)
+        if faults:
+            continue
+        if target is None:
+            outside += 1
+            continue
+        rows.ids.append(identity)
+        rows.texts.append(columns["text"][i])
+        if "pair" in columns:
+            rows.pairs.append(columns["pair"][i])
+        rows.targets.append(target)
+        rows.places.append((table, number))
+    return rows, outside
+
+
+def text_faults(role: str, value: Any, where: str) -> list[Fault]:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        what, fix = f"empty {role}", "fill it in, or remove the row"
+        return [Fault(what, where=where, fix=fix)]
+    if not isinstance(value, str):
+        what = f"the {role} is not a string: {value!r}"[:80]
+        return [Fault(what, where, fix=f"check data.{role}")]
+    fault = undecoded(value)
+    if fault:
+        return [Fault(f"{fault[0]} (in the {role})", where=where, fix=fault[1])]
+    if "\0" in value:
+        what = f"NUL byte in the {role}: after {value[: value.index('\0')][-20:]!r}"
+        return [Fault(what, where, fix="remove it: no tokenizer expects one")]
+    return []
+
+
+def undecoded(value: str) -> tuple[str, str] | None:
+    """What is wrong, and the fix, when a string holds bytes that were not decoded."""
+    found = _UNDECODED.search(value)
+    if not found:
+        return None
+    before = value[max(found.start() - 20, 0) : found.start()]
+    byte = ord(found.group()) - 0xDC00
+    if not 0x80 <= byte <= 0xFF:
+        return f"half a character: {found.group()!r} after {before!r}", "remove it"
+    raw = value.encode("utf-8", "surrogateescape")
+    encoding = "latin-1"
+    if any(0x80 <= b < 0xA0 for b in raw):
+        encoding = "cp1252"
+    try:
+        shown = raw.decode(encoding)
+    except UnicodeDecodeError:
+        encoding, shown = "latin-1", raw.decode("latin-1")
+    at = len(before.encode("utf-8", "surrogateescape"))
+    start = len(value[: found.start()].encode("utf-8", "surrogateescape"))
+    shown = raw[start - at : start + 12].decode(encoding, "replace")
+    return (
+        f"bad utf-8: byte 0x{byte:02x} at byte {start + 1}, after {before!r}",
+        f'data.encoding="{encoding}" if it should read {shown!r}',
+    )
+
+
+def _parser(settings: TableSettings) -> Callable[[Any], Target | None]:
+    """A function from a value to a target.
+
+    It returns ``None`` for a score in no bin, and raises ``ValueError(what, fix)``.
+    """
+    fill = "fill it in, or remove the row"
+
+    def name(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        label = str(value)
+        fault = undecoded(label)
+        if fault:
+            raise ValueError(f"{fault[0]} (in the label)", fault[1])
+        return label
+
+    def present(value: Any) -> Any:
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        if missing or (isinstance(value, str) and not value.strip()):
+            raise ValueError("label missing", fill)
+        return value
+
+    def classes(value: Any) -> Target:
+        if isinstance(value, (list, dict)):
+            fix = 'several classes for a row need data.kind="multi-label"'
+            raise ValueError(f"the label is no single value: {value!r}"[:80], fix)
+        return name(present(value))
+
+    def several(value: Any) -> Target:
+        if value is None:
+            raise ValueError("label missing", fill)
+        parts = value if isinstance(value, list) else str(value).split(settings.separator)
+        names = (name(part).strip() for part in parts)
+        return tuple(dict.fromkeys(n for n in names if n))
+
+    def number(value: Any) -> float:
+        try:
+            found = float(present(value))
+        except (ValueError, TypeError) as error:
+            if error.args == ("label missing", fill):
+                raise
+            fix = "give a number with a decimal point"
+            if settings.kind == "regression":
+                fix += ', or data.kind="single-label" for classes'
+            raise ValueError(f"the label is not a number: {value!r}"[:80], fix) from None
+        if not math.isfinite(found):
+            raise ValueError(f"the label is not a finite number: {value!r}", fill)
+        return found
+
+    def binned(value: Any) -> Target | None:
+        score = number(value)
+        for label, (low, high) in settings.bins.items():
+            if low <= score <= high:
+                return label
+        return None
+
+    if settings.bins:
+        return binned
+    kinds: dict[str, Callable[[Any], Target | None]] = {
+        "single-label": classes,
+        "multi-label": several,
+        "regression": number,
+    }
+    return kinds[settings.kind]
+
+
+def names(target: Target) -> tuple[str, ...]:
+    """The classes of a target."""
+    return (target,) if isinstance(target, str) else target  # type: ignore[return-value]
+
+
+def check_classes(
+    parts: dict[str, Rows], settings: TableSettings, findings: Findings
+) -> tuple[dict[str, Rows], tuple[str, ...]]:
+    """The classes, and the rows without those whose class cannot be learned.
+
+    Args:
+        parts: Rows by split; ``train`` holds everything that will be split at random.
+        settings: ``labels`` or ``bins`` name the classes, if the user does.
+        findings: Takes the faults.
+    """
+    train = parts["train"]
+    given = settings.labels or tuple(sorted(settings.bins, key=settings.bins.__getitem__))
+    counts = Counter(n for target in train.targets for n in names(target))
+    _warn_alike(counts, findings)
+    if settings.kind == "single-label" and not given and _numeric(counts, len(train)):
+        what = f"{len(counts)} different labels in {len(train)} rows, all numbers"
+        fix = 'data.kind="regression", or data.bins for classes'
+        findings.fatal.append(Fault(what, where=f"data.label={settings.label}", fix=fix))
+        return parts, tuple(counts)
+    rare: set[str] = set()
+    while new := {n for n, count in counts.items() if count < 2} - rare:
+        rare |= new
+        good = (t for t in train.targets if not rare & set(names(t)))
+        counts = Counter(n for target in good for n in names(target))
+        rare |= {n for t in train.targets for n in names(t)} - set(counts)
+    labels = given or _ordered(counts)
+    kept = {}
+    for split, rows in parts.items():
+        good_rows = []
+        for i, target in enumerate(rows.targets):
+            fault = None
+            for n in names(target):
+                if given and n not in given:
+                    what, fix = f"unknown label: {n!r}", nearest(n, given)
+                    fault = Fault(what, why="data.labels does not have it", fix=fix)
+                elif split == "train" and n in rare:
+                    what = f"a class with fewer than 2 rows: {n!r}"
+                    why = "one row cannot be both learned from and tested on"
+                    fix = "add rows, merge it with another class, or remove the row"
+                    fault = Fault(what, why=why, fix=fix)
+                elif n not in labels:
+                    what, fix = f"label not seen in train: {n!r}", nearest(n, labels)
+                    fault = Fault(f"{what} ({split})", fix=fix)
+            if fault is None:
+                good_rows.append(i)
+                continue
+            table, number = rows.places[i]
+            where = table.where(number)
+            findings.sample(
+                table.file, number, Fault(fault.what, where, fault.why, fault.fix)
+            )
+        kept[split] = rows.take(good_rows)
+    _check_enough(kept["train"], labels, settings, findings)
+    return kept, labels
+
+
+def _check_enough(
+    train: Rows, labels: tuple[str, ...], settings: TableSettings, findings: Findings
+) -> None:
+    found = {n for target in train.targets for n in names(target)}
+    least = 2 if settings.kind == "single-label" else 1
+    where = train.places[0][0].file if len(train) else ""
+    if train.targets and len(found) < least:
+        only = f"every row has the label {min(found)!r}" if found else "no row has a label"
+        what = f"one class only: {only}" if least == 2 else only
+        fix = "give rows of another class, or check data.label and data.bins"
+        findings.fatal.append(Fault(what, where=where, fix=fix))
+    elif missing := [label for label in labels if label not in found]:
+        what = f"no row of class {', '.join(map(repr, missing))} in train"
+        findings.warnings.append(
+            Fault(what, where=where, why="it is never learned", fix="check data.labels")
+        )
+
+
+def _numeric(counts: Counter[str], total: int) -> bool:
+    """Whether the classes look like a measured quantity."""
+    if len(counts) < 20 or len(counts) < total / 3:
+        return False
+    try:
+        return all(math.isfinite(float(label)) for label in counts)
+    except ValueError:
+        return False
+
+
+def _ordered(labels: Iterable[str]) -> tuple[str, ...]:
+    """By value when all are whole numbers, else by name."""
+    found = list(labels)
+    if all(re.fullmatch(r"-?\d{1,18}", label) for label in found):
+        return tuple(sorted(found, key=lambda label: (int(label), label)))
+    return tuple(sorted(found))
+
+
+def _warn_alike(counts: Counter[str], findings: Findings) -> None:
+    alike = defaultdict(list)
+    for label in sorted(counts):
+        alike[" ".join(label.casefold().split())].append(label)
+    for labels in alike.values():
+        if len(labels) > 1:
+            shown = ", ".join(f"{label!r} ({counts[label]} rows)" for label in labels)
+            what = f"labels that differ by case or space only: {shown}"
+            why, fix = "each is a class of its own", "write them alike"
+            findings.warnings.append(Fault(what, "data.label", why, fix))
+
+
+def check_regression(rows: Rows, findings: Findings) -> None:
+    """A target that never changes cannot be learned."""
+    if len(rows) and len(set(rows.targets)) == 1:
+        what = f"every row has the label {rows.targets[0]}"
+        where, fix = rows.places[0][0].file, "check data.label"
+        findings.fatal.append(Fault(what, where=where, fix=fix))
+
+
+def warn_leaks(parts: dict[str, Rows], findings: Findings) -> None:
+    """The same text in train and in what is measured on, or with several labels."""
+    keys = {split: rows.keys() for split, rows in parts.items()}
+    train = set(keys["train"])
+    for split in ("validation", "test"):
+        shared = [i for i, key in enumerate(keys.get(split, ())) if key in train]
+        if shared:
+            table, number = parts[split].places[shared[0]]
+            what = f"{len(shared)} texts of {split} are also in train"
+            why = f"the first: {parts[split].texts[shared[0]][:60]!r}"
+            why += "; what was learned by heart looks like skill"
+            fix = "remove them from one of the two files"
+            findings.warnings.append(Fault(what, table.where(number), why, fix))
+    first: dict[str, Target] = {}
+    torn = set()
+    for split, rows in parts.items():
+        for key, target in zip(keys[split], rows.targets, strict=True):
+            if first.setdefault(key, target) != target:
+                torn.add(key)
+    if torn:
+        what = f"{len(torn)} texts come with different labels"
+        why, fix = f"for example {min(torn)[:60]!r}", "decide for one label each"
+        findings.warnings.append(Fault(what, "data.label", why, fix))

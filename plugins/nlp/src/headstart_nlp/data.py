@@ -1,0 +1,447 @@
+"""The data module ``nlp/table``: texts of a table to batches of token ids."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headstart.data import DataModule
+from headstart.errors import DataError, Fault
+from headstart_nlp import augment, checks, splits, tables, tokens
+from headstart_nlp.baselines import baselines
+from headstart_nlp.checks import Rows, names
+from headstart_nlp.settings import TableSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from headstart.data import Baseline, Sample, Split
+    from headstart.stages import State
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+CUT_WARNING = 0.05
+"""Share of cut texts above which the user is told."""
+
+
+class TextTable(DataModule):
+    """Texts in tables, with classes, several labels or numbers as targets.
+
+    The test split is taken first and depends on the data, the seed and
+    ``data.test_size`` alone: ``data.rows`` limits what is left for train and
+    validation, so results with fewer rows are measured on the same texts. Splits are
+    stratified, and samples of the same text (case and spacing aside) stay together.
+    """
+
+    def __init__(
+        self, settings: TableSettings, preprocessing: Mapping[str, Any], seed: int
+    ) -> None:
+        super().__init__(settings, preprocessing, seed)
+        self.table = settings
+        """The settings in force: an asset's own reading instructions included."""
+        self._tokenizer: Any = None
+        self._hash = ""
+        self._rows: dict[str, Rows] = {}
+        self._samples: dict[str, list[Sample]] = {}
+        self._outside = 0
+        self._cut = 0
+        self._random: list[str] = []
+
+    def load(self) -> None:
+        """Read, check, split and tokenize."""
+        findings = self.findings
+        self.table = settings = _with_asset(self.table)
+        findings.fatal += checks.check_settings(settings)
+        found = self._read()
+        self._load_tokenizer()
+        parts: dict[str, Rows] = {}
+        for split, table in found.items():
+            parts[split], outside = checks.check_rows(table, settings, findings)
+            self._outside += outside
+            table.columns.clear()
+        labels: tuple[str, ...] = ()
+        if "train" in parts:
+            if settings.kind == "regression":
+                checks.check_regression(parts["train"], findings)
+            else:
+                parts, labels = checks.check_classes(parts, settings, findings)
+        findings.settle(settings, sum(table.total for table in found.values()))
+        if not len(parts["train"]):
+            why = f"{self._outside} rows have a score in none of data.bins"
+            raise DataError(
+                Fault("no sample is left to train on", settings.path, why, "data.bins")
+            )
+        self._rows = self._split(parts)
+        checks.warn_leaks(self._rows, findings)
+        self.task = _task(self._rows["train"], settings.kind, labels)
+        for split, rows in self._rows.items():
+            self._samples[split] = self._tokenize(rows, split)
+        self._warn_cut()
+
+    def _read(self) -> dict[str, tables.Table]:
+        settings = self.table
+        if not settings.path:
+            fix = "give your file, e.g. data.path=reviews.csv"
+            self.findings.fatal.append(Fault("data.path is empty", "data.path", fix=fix))
+            return {}
+        found = tables.read(settings.path, "data.path", settings, self.findings)
+        for split in ("validation", "test"):
+            path = getattr(settings, f"{split}_path")
+            if path:
+                key = f"data.{split}_path"
+                other = tables.read(path, key, settings, self.findings)
+                if other:
+                    found[split] = other.get(split, other["train"])
+        return found
+
+    def _split(self, parts: dict[str, Rows]) -> dict[str, Rows]:
+        """Take the splits that came without a file from train, test first."""
+        parts = dict(parts)
+        settings = self.table
+        if "test" not in parts:
+            parts["test"], parts["train"] = self._take(parts["train"], "test")
+        pool = parts["train"]
+        if settings.rows is not None and settings.rows < len(pool):
+            _, parts["train"] = self._take(pool, "rows", len(pool) - settings.rows)
+        if "validation" not in parts:
+            parts["validation"], parts["train"] = self._take(
+                parts["train"], "validation"
+            )
+        return {split: parts[split] for split in SPLITS}
+
+    def _take(self, rows: Rows, what: str, count: int | None = None) -> tuple[Rows, Rows]:
+        """Rows that are taken out, and those that stay."""
+        total = len(rows)
+        if count is None:
+            self._random.append(what)
+            size = getattr(self.table, f"{what}_size")
+            count = round(size * total) if size < 1 else int(size)
+            if not 0 < count < total:
+                where = f"data.{what}_size"
+                full = f"{size:g} of {total} rows leaves nothing to train on"
+                none = f"{size:g} of {total} rows leaves the {what} split empty"
+                fix = f"give a share such as 0.1, or a file: data.{what}_path"
+                fault = Fault(full if count else none, where, fix=fix)
+                raise DataError(fault)
+        # A stream of chance for each split: none depends on another's size.
+        stream = ("test", "rows", "validation").index(what)
+        taken = splits.take_out(
+            splits.strata(rows, self.table.kind),
+            rows.keys(),
+            count,
+            np.random.default_rng([self.seed, stream]),
+        )
+        if not taken.any():
+            why = "each class keeps 2 rows in train, and identical texts stay together"
+            what = f"no row can be taken for {what} from {total}"
+            raise DataError(what, where=self.table.path, why=why, fix="give more rows")
+        return rows.take(np.flatnonzero(taken)), rows.take(np.flatnonzero(~taken))
+
+    def _load_tokenizer(self) -> None:
+        loaded = tokens.load_tokenizer(self.table, self.preprocessing, self.findings)
+        if loaded is not None:
+            self._tokenizer, self._hash = loaded, tokens.tokenizer_hash(loaded)
+
+    def _tokenize(self, rows: Rows, split: str) -> list[Sample]:
+        settings = self.table
+        encoded, cut = tokens.encode(
+            self._tokenizer,
+            rows.texts,
+            rows.pairs,
+            settings.max_length,
+            words=split == "train" and settings.word_swap > 0,
+        )
+        self._cut += cut
+        targets = self._targets(rows) if rows.targets else [None] * len(rows)
+        samples = []
+        for i, sample in enumerate(encoded):
+            sample |= {"id": rows.ids[i], "text": rows.texts[i]}  # type: ignore[dict-item]
+            if rows.pairs:
+                sample["pair"] = rows.pairs[i]  # type: ignore[assignment]
+            if targets[i] is not None:
+                sample["label"] = targets[i]
+            samples.append(sample)
+        return samples
+
+    def _targets(self, rows: Rows) -> np.ndarray:
+        """Class indices, 0/1 (rows, labels) float32, or numbers."""
+        if self.task["kind"] == "regression":
+            return np.array(rows.targets, dtype=np.float32)
+        index = {label: i for i, label in enumerate(self.task["labels"])}
+        if self.task["kind"] == "single-label":
+            return np.array([index[str(target)] for target in rows.targets])
+        table = np.zeros((len(rows), len(index)), dtype=np.float32)
+        for row, target in enumerate(rows.targets):
+            table[row, [index[name] for name in names(target)]] = 1
+        return table
+
+    def _warn_cut(self) -> None:
+        total = sum(map(len, self._rows.values()))
+        if self._cut <= CUT_WARNING * total:
+            return
+        limit = self.preprocessing.get("max_positions")
+        most = f" (at most {limit} with this backbone)" if limit else ""
+        self.findings.warnings.append(
+            Fault(
+                f"{self._cut} of {total} texts ({self._cut / total:.0%}) are cut",
+                where="data.max_length",
+                why=f"they have more than {self.table.max_length} tokens; "
+                "what comes after is not read",
+                fix=f"raise data.max_length{most}",
+            )
+        )
+
+    def samples(self, split: Split) -> Sequence[Sample]:
+        return self._samples[split]
+
+    def sizes(self, split: Split) -> np.ndarray:
+        """Tokens of each sample, int64."""
+        return np.array(
+            [len(sample["input_ids"]) for sample in self._samples[split]], dtype=np.int64
+        )
+
+    def collate(self, samples: Sequence[Sample]) -> State:
+        """Pad to the longest text of the batch, on the right.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and, with pairs, ``token_type_ids``, all
+            (batch, tokens) int64; ``labels``: class indices (batch) int64, 0/1 (batch,
+            labels) float32, or numbers (batch) float32; ``word_ids`` (batch, tokens)
+            where the augmentation needs them.
+        """
+        filler = self.preprocessing.get("pad_token_id")
+        if self._tokenizer is not None and self._tokenizer.pad_token_id is not None:
+            filler = self._tokenizer.pad_token_id
+        ids, mask = tokens.pad([sample["input_ids"] for sample in samples], filler or 0)
+        state = {"input_ids": ids, "attention_mask": mask}
+        for key, value in (("token_type_ids", 0), ("word_ids", -1)):
+            if key in samples[0]:
+                state[key], _ = tokens.pad([sample[key] for sample in samples], value)
+        if "label" in samples[0]:
+            state["labels"] = np.array([sample["label"] for sample in samples])
+        return {key: torch.from_numpy(value) for key, value in state.items()}
+
+    @property
+    def augments(self) -> bool:
+        return self.table.token_dropout > 0 or self.table.word_swap > 0
+
+    def augment(self, batch: State, generator: torch.Generator) -> State:
+        """Word swap, then token dropout, as far as the recipe asks for them."""
+        batch = dict(batch)
+        words = batch.pop("word_ids", None)
+        if words is not None:
+            batch["input_ids"] = augment.swap_words(
+                batch["input_ids"],
+                words,
+                share=self.table.word_swap,
+                generator=generator,
+            )
+        if self.table.token_dropout:
+            tokenizer = self._tokenizer
+            special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+            batch["input_ids"] = augment.drop_tokens(
+                batch["input_ids"],
+                batch["attention_mask"],
+                share=self.table.token_dropout,
+                mask_id=tokenizer.mask_token_id,
+                special_ids=sorted(special),
+                generator=generator,
+            )
+        return batch
+
+    def from_inputs(self, inputs: Sequence[Any]) -> Sequence[Sample]:
+        """Samples from texts, or from dictionaries with ``text`` and ``pair``.
+
+        The names of the recipe's columns serve as well as ``text`` and ``pair``.
+
+        Raises:
+            DataError: Inputs without text; names them all.
+        """
+        rows, faults = Rows(), []
+        keys = {"text": self.table.text} | (
+            {"pair": self.table.pair} if self.table.pair else {}
+        )
+        for i, given in enumerate(inputs, start=1):
+            values = given if isinstance(given, dict) else {"text": given}
+            found = {
+                role: values.get(role, values.get(key)) for role, key in keys.items()
+            }
+            for role, value in found.items():
+                faults += checks.text_faults(role, value, f"input {i}")
+            rows.ids.append(str(values.get("id", i)))
+            rows.texts.append(found["text"])
+            if "pair" in found:
+                rows.pairs.append(found["pair"])
+        if faults:
+            raise DataError(*faults)
+        if self._tokenizer is None:
+            self._load_tokenizer()
+            if self.findings.fatal:
+                raise DataError(*self.findings.fatal)
+        return self._tokenize(rows, "inputs")
+
+    def show(self, sample: Sample) -> dict[str, Any]:
+        """``id``, ``text`` and ``pair`` (the first 200 characters), ``label``."""
+        shown = {"id": sample["id"]}
+        for role in ("text", "pair"):
+            if role in sample:
+                text = " ".join(sample[role].split())
+                shown[role] = text if len(text) <= 200 else f"{text[:199]}…"
+        if "label" not in sample:
+            return shown
+        label, classes = sample["label"], self.task.get("labels", ())
+        if self.task["kind"] == "regression":
+            shown["label"] = float(label)
+        elif self.task["kind"] == "single-label":
+            shown["label"] = classes[int(label)]
+        else:
+            shown["label"] = ", ".join(classes[i] for i in np.flatnonzero(label))
+        return shown
+
+    def fingerprint(self) -> str:
+        """sha256 over the splits' texts and labels, tokenizer, length, augmentation."""
+        settings = self.table
+        head = [self._hash, settings.max_length, settings.kind, self.task.get("labels")]
+        head += [settings.token_dropout, settings.word_swap]
+        digest = hashlib.sha256(json.dumps(head).encode())
+        for split, rows in self._rows.items():
+            pairs = rows.pairs or [""] * len(rows)
+            for row in zip(rows.texts, pairs, rows.targets, strict=True):
+                digest.update(json.dumps([split, *row]).encode())
+        return digest.hexdigest()
+
+    def baselines(self) -> Iterator[Baseline]:
+        """The most frequent answer, and a linear model on tf-idf, fitted on train."""
+        train, test = (
+            (
+                [
+                    " ".join(both)
+                    for both in zip(rows.texts, rows.pairs or rows.texts, strict=True)
+                ]
+                if rows.pairs
+                else rows.texts,
+                self._targets(rows),
+            )
+            for rows in (self._rows["train"], self._rows["test"])
+        )
+        yield from baselines(
+            self.task["kind"], train, test, len(self.task.get("labels", ()))
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Rows by split and class, lengths in tokens, and what was cut or left out."""
+        rows = self._rows
+        lengths = np.concatenate([self.sizes(split) for split in SPLITS])
+        described: dict[str, Any] = {split: len(rows[split]) for split in SPLITS}
+        if self.task["kind"] != "regression":
+            described["classes"] = {
+                split: _counts(rows[split], self.task["labels"]) for split in SPLITS
+            }
+        described["tokens"] = {
+            "median": float(np.median(lengths)),
+            "95 %": float(np.percentile(lengths, 95)),
+            "longest": int(lengths.max()),
+        }
+        described["cut"] = self._cut / len(lengths)
+        if self.table.bins:
+            described["outside bins"] = self._outside
+        how = f"stratified, seed {self.seed}, identical texts in one split"
+        for split in SPLITS[1:]:
+            if split in self._random:
+                described[f"{split} split"] = how
+        return described
+
+
+def _with_asset(settings: TableSettings) -> TableSettings:
+    """The settings with an asset fetched, and read as its manifest says.
+
+    The asset's ``[NAME.read]`` fills in every setting that has its default value: a
+    resolved recipe spells all of them out, so 'given by the user' cannot be told from
+    'default' in another way.
+    """
+    if not settings.path.startswith("asset:"):
+        return settings
+    from headstart.assets import fetch, find_asset
+
+    asset = find_asset(settings.path.removeprefix("asset:"), ("headstart_nlp",))
+    reading = dict(asset.read)
+    path = fetch(asset) / reading.pop("file", asset.files[0].path)
+    blank = TableSettings(name=settings.name)
+    given = {
+        key: value
+        for key, value in settings.model_dump().items()
+        if value != getattr(blank, key)
+    }
+    return TableSettings(**{**reading, **given, "name": settings.name, "path": str(path)})
+
+
+def _task(train: Rows, kind: str, labels: tuple[str, ...]) -> dict[str, Any]:
+    if kind == "regression":
+        values = np.array(train.targets, dtype=float)
+        return {"kind": kind, "mean": float(values.mean()), "std": float(values.std())}
+    counts = _counts(train, labels)
+    return {"kind": kind, "labels": list(labels), "counts": list(counts.values())}
+
+
+def _counts(rows: Rows, labels: Sequence[str]) -> dict[str, int]:
+    found = Counter(name for target in rows.targets for name in names(target))
+    return {label: found[label] for label in labels}
+
+
+_GOOD = ("good", "great", "fine", "warm", "funny", "fresh", "strong", "lovely")
+_BAD = ("bad", "poor", "dull", "cold", "stale", "weak", "awful", "boring")
+_PLAIN = ("a", "the", "film", "plot", "cast", "end", "was", "is", "very", "quite", "and")
+
+
+def tiny_table(folder: Path) -> dict[str, Any]:
+    """Forty short made-up reviews and a tokenizer of 64 ids, for tests.
+
+    Returns:
+        Settings of ``[data]`` that read them.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    generator = np.random.default_rng(0)
+    path = folder / "reviews.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label"])
+        for i in range(40):
+            kind, label = ((_GOOD, "positive"), (_BAD, "negative"))[i % 2]
+            words = [*generator.choice(_PLAIN, 2 + i % 7), *generator.choice(kind, 2)]
+            writer.writerow([" ".join(words), label])
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *_GOOD, *_BAD, *_PLAIN]
+    words += [f"[unused{i}]" for i in range(64 - len(words))]
+    tokenizer = Tokenizer(
+        models.WordPiece(
+            {word: i for i, word in enumerate(words)}, unk_token="[UNK]"
+        )
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **dict(zip(roles, special, strict=True)),
+    ).save_pretrained(folder / "tokenizer")
+    return {
+        "name": "nlp/table",
+        "path": str(path),
+        "tokenizer": str(folder / "tokenizer"),
+        "max_length": 16,
+    }

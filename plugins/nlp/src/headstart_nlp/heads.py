@@ -1,0 +1,427 @@
+"""Heads that read one vector per text: classification and regression."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from headstart.errors import DataError, Fault, UserError, nearest
+from headstart.heads import Head
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from headstart.report import Evaluation, Section
+    from headstart.specs import Feature
+    from headstart.stages import State
+    from headstart_nlp.settings import (
+        ClassifierSettings,
+        RegressorSettings,
+        TextHeadSettings,
+    )
+
+HEADS = {
+    "single-label": "nlp/classifier",
+    "multi-label": "nlp/multi-label",
+    "regression": "nlp/regressor",
+}
+
+
+class MeanPooling(nn.Module):
+    """The mean over a text's tokens."""
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        tokens = hidden.masked_fill(~mask[..., None], 0.0)
+        total = tokens.sum(1, dtype=torch.float32)
+        return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(hidden.dtype)
+
+
+class FirstTokenPooling(nn.Module):
+    """The first token's vector, which BERT's families train to stand for the text."""
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        return hidden[:, 0]
+
+
+class AttentionPooling(nn.Module):
+    """A mean weighted by how well each token answers a learned query."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        # All tokens weigh the same at first: training starts from the plain mean.
+        self.query = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        tokens = hidden.masked_fill(~mask[..., None], 0.0)
+        # Products and sums in float32, not matmul: autocast would make it bf16.
+        scores = (tokens * self.query.float()).sum(-1) / math.sqrt(tokens.shape[-1])
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        return (tokens * weights[..., None]).sum(1).to(hidden.dtype)
+
+
+class TextHead(Head):
+    """Pools a text's tokens into one vector and maps it to ``logits``.
+
+    Args:
+        settings: Pooling, depth, width and dropout.
+        feature: What to pool, (batch, tokens, channels); ``attention_mask`` (batch,
+            tokens) says which tokens are there.
+        outputs: Values per text.
+    """
+
+    def __init__(
+        self, settings: TextHeadSettings, feature: Feature, outputs: int
+    ) -> None:
+        super().__init__()
+        # The core calls factories with features of known width.
+        channels = cast("int", feature.channels)
+        self.feature = feature.name
+        self.pooling: nn.Module
+        if settings.pooling == "attention":
+            self.pooling = AttentionPooling(channels)
+        else:
+            self.pooling = {"mean": MeanPooling, "cls": FirstTokenPooling}[
+                settings.pooling
+            ]()
+        width = settings.width or channels
+        steps: list[nn.Module] = [nn.Dropout(settings.dropout)]
+        for _ in range(settings.layers - 1):
+            steps += [
+                nn.Linear(channels, width),
+                nn.GELU(),
+                nn.Dropout(settings.dropout),
+            ]
+            channels = width
+        self.layers = nn.Sequential(*steps, nn.Linear(channels, outputs))
+
+    def forward(self, state: State) -> State:
+        """Add ``logits``, (batch, outputs) float32."""
+        pooled = self.pooling(state[self.feature], state["attention_mask"].bool())
+        return {**state, "logits": self.layers(pooled).float()}
+
+    def weight(self, batch: State) -> Tensor:
+        """Samples in the batch."""
+        mask = batch["attention_mask"]
+        return torch.full((), float(len(mask)), device=mask.device)
+
+
+class Classifier(TextHead):
+    """One label per text.
+
+    The loss is cross entropy; with class weights its unit is a sample's class weight.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        settings: ClassifierSettings,
+        feature: Feature,
+        labels: Sequence[str],
+        counts: Sequence[int],
+    ) -> None:
+        super().__init__(settings, feature, len(labels))
+        self.labels = tuple(labels)
+        self.label_smoothing = settings.label_smoothing
+        weights = class_weights(settings.class_weights, labels, counts)
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def loss(self, state: State) -> Tensor:
+        return F.cross_entropy(
+            state["logits"],
+            state["labels"],
+            weight=self.class_weights,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def weight(self, batch: State) -> Tensor:
+        """Samples in the batch, or the sum of their class weights."""
+        if self.class_weights is None:
+            return super().weight(batch)
+        labels = batch["labels"]
+        return self.class_weights.to(labels.device)[labels].sum()
+
+    def outputs(self, state: State) -> dict[str, Any]:
+        """``probabilities`` (batch, classes), ``prediction`` and ``target`` (batch)."""
+        probabilities = state["logits"].softmax(-1)
+        outputs = {
+            "probabilities": probabilities,
+            "prediction": probabilities.argmax(-1),
+        }
+        if "labels" in state:
+            outputs["target"] = state["labels"]
+        return outputs
+
+    def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """``label``, its ``score``, and the ``probabilities`` of all labels."""
+        rows = []
+        for probabilities, prediction in zip(
+            outputs["probabilities"].tolist(),
+            outputs["prediction"].tolist(),
+            strict=True,
+        ):
+            rows.append(
+                {
+                    "label": self.labels[prediction],
+                    "score": round(probabilities[prediction], 6),
+                    "probabilities": _by_label(self.labels, probabilities),
+                }
+            )
+        return rows
+
+    def report(self, evaluation: Evaluation) -> Sequence[Section]:
+        from headstart import sections
+
+        return [
+            sections.confusion_matrix(evaluation),
+            sections.per_label(evaluation),
+            sections.calibration(evaluation),
+            sections.most_wrong(evaluation),
+            sections.most_unsure(evaluation),
+        ]
+
+
+class MultiLabel(TextHead):
+    """Any number of labels per text.
+
+    The loss is the mean binary cross entropy over texts and labels; class weights
+    multiply what a label that is there contributes.
+    """
+
+    positive_weights: Tensor | None
+
+    def __init__(
+        self,
+        settings: ClassifierSettings,
+        feature: Feature,
+        labels: Sequence[str],
+        counts: Sequence[int],
+    ) -> None:
+        super().__init__(settings, feature, len(labels))
+        self.labels = tuple(labels)
+        self.label_smoothing = settings.label_smoothing
+        weights = class_weights(settings.class_weights, labels, counts)
+        self.register_buffer("positive_weights", weights, persistent=False)
+
+    def loss(self, state: State) -> Tensor:
+        targets = state["labels"].float()
+        # Towards one half, as cross entropy smooths towards equal classes.
+        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(
+            state["logits"], targets, pos_weight=self.positive_weights
+        )
+
+    def outputs(self, state: State) -> dict[str, Any]:
+        """``probabilities``, and ``prediction`` and ``target`` of 0 and 1.
+
+        All (batch, labels).
+        """
+        probabilities = state["logits"].sigmoid()
+        outputs = {
+            "probabilities": probabilities,
+            "prediction": (probabilities >= 0.5).long(),
+        }
+        if "labels" in state:
+            outputs["target"] = state["labels"].long()
+        return outputs
+
+    def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """``labels`` that are there, and the ``probabilities`` of all."""
+        return [
+            {
+                "labels": [
+                    label
+                    for label, there in zip(self.labels, prediction, strict=True)
+                    if there
+                ],
+                "probabilities": _by_label(self.labels, probabilities),
+            }
+            for probabilities, prediction in zip(
+                outputs["probabilities"].tolist(),
+                outputs["prediction"].tolist(),
+                strict=True,
+            )
+        ]
+
+    def report(self, evaluation: Evaluation) -> Sequence[Section]:
+        from headstart import sections
+
+        return [
+            sections.per_label(evaluation),
+            sections.most_wrong(evaluation),
+            sections.most_unsure(evaluation),
+        ]
+
+
+class Regressor(TextHead):
+    """One number per text.
+
+    The loss is the mean squared error of standardised values (mean 0 and standard
+    deviation 1 in train), so that learning rates fit whatever the unit is; outputs
+    are in the data's own unit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, settings: RegressorSettings, feature: Feature, mean: float, std: float
+    ) -> None:
+        super().__init__(settings, feature, 1)
+        self.register_buffer("mean", torch.tensor(float(mean)))
+        self.register_buffer("std", torch.tensor(float(std)))
+
+    def loss(self, state: State) -> Tensor:
+        targets = (state["labels"].float() - self.mean) / self.std
+        return F.mse_loss(state["logits"].squeeze(-1), targets)
+
+    def outputs(self, state: State) -> dict[str, Any]:
+        """``prediction`` and ``target``, (batch), in the data's unit."""
+        outputs = {
+            "prediction": state["logits"].squeeze(-1) * self.std + self.mean,
+        }
+        if "labels" in state:
+            outputs["target"] = state["labels"].float()
+        return outputs
+
+    def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
+        """``value`` in the data's unit."""
+        return [{"value": value} for value in outputs["prediction"].tolist()]
+
+    def report(self, evaluation: Evaluation) -> Sequence[Section]:
+        from headstart import sections
+
+        return [sections.predicted_against_true(evaluation)]
+
+
+def class_weights(
+    setting: str | Mapping[str, float], labels: Sequence[str], counts: Sequence[int]
+) -> Tensor | None:
+    """A weight per label, (labels); ``None`` when all weigh the same.
+
+    Args:
+        setting: ``none``, ``balanced``, or weights by label, 1 where not named.
+            ``balanced`` gives a label of n samples 1/n of the mean label's weight,
+            scaled so that the weights of a balanced data set are 1.
+        labels: The labels in order.
+        counts: How often each is in train.
+
+    Raises:
+        UserError: A weight of no label, or one that is not above 0.
+    """
+    if setting == "none":
+        return None
+    if isinstance(setting, str):
+        average = sum(counts) / len(counts)
+        return torch.tensor([average / max(count, 1) for count in counts])
+    faults = [
+        Fault(
+            f"no label is called {name!r}",
+            where="head.class_weights",
+            fix=nearest(name, labels),
+        )
+        for name in setting
+        if name not in labels
+    ]
+    faults += [
+        Fault(
+            f"the weight of {name!r} is {weight}",
+            where="head.class_weights",
+            fix="give a number above 0",
+        )
+        for name, weight in setting.items()
+        if not 0 < weight < math.inf
+    ]
+    if faults:
+        raise UserError(*faults)
+    return torch.tensor([float(setting.get(label, 1.0)) for label in labels])
+
+
+def build_classifier(
+    settings: ClassifierSettings,
+    features: Mapping[str, Feature],
+    task: Mapping[str, Any],
+) -> Classifier:
+    """The head ``nlp/classifier``.
+
+    Raises:
+        UserError: The task is of another kind; class weights that do not fit.
+    """
+    _check_kind("single-label", task)
+    return Classifier(settings, _tokens(features), task["labels"], task["counts"])
+
+
+def build_multi_label(
+    settings: ClassifierSettings,
+    features: Mapping[str, Feature],
+    task: Mapping[str, Any],
+) -> MultiLabel:
+    """The head ``nlp/multi-label``; raises as :func:`build_classifier`."""
+    _check_kind("multi-label", task)
+    return MultiLabel(settings, _tokens(features), task["labels"], task["counts"])
+
+
+def build_regressor(
+    settings: RegressorSettings,
+    features: Mapping[str, Feature],
+    task: Mapping[str, Any],
+) -> Regressor:
+    """The head ``nlp/regressor``.
+
+    Raises:
+        UserError: The task is of another kind.
+        DataError: All targets are the same.
+    """
+    _check_kind("regression", task)
+    if not task["std"] > 0:
+        raise DataError(
+            f"all values to predict in train are {task['mean']}",
+            where="data.label",
+            why="there is nothing to learn from them",
+            fix="check that data.label names the right column",
+        )
+    return Regressor(settings, _tokens(features), task["mean"], task["std"])
+
+
+def sample_targets(task: Mapping[str, Any], batch_size: int) -> State:
+    """Valid targets for tests; every label occurs when the batch is large enough."""
+    rows = torch.arange(batch_size)
+    if task["kind"] == "regression":
+        return {"labels": task["mean"] + task["std"] * (rows % 3 - 1).float()}
+    labels = len(task["labels"])
+    if task["kind"] == "single-label":
+        return {"labels": rows % labels}
+    return {"labels": ((rows[:, None] + torch.arange(labels)) % 2).float()}
+
+
+def _check_kind(kind: str, task: Mapping[str, Any]) -> None:
+    given = task["kind"]
+    if given == kind:
+        return
+    right = HEADS.get(given)
+    raise UserError(
+        f"the head {HEADS[kind]!r} is for {kind} tasks, the data's kind is {given!r}",
+        where="head.name",
+        fix=f'head.name = "{right}"' if right else f'data.kind = "{kind}"',
+    )
+
+
+def _tokens(features: Mapping[str, Feature]) -> Feature:
+    found = [feature for feature in features.values() if feature.kind == "tokens"]
+    if not found:
+        raise UserError(
+            "the backbone leaves no tokens in the state",
+            where="head.name",
+            why=f"it leaves {', '.join(features) or 'nothing'}",
+            fix="choose a backbone for texts, e.g. nlp/encoder",
+        )
+    return found[0]
+
+
+def _by_label(labels: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    return {label: round(value, 6) for label, value in zip(labels, values, strict=True)}

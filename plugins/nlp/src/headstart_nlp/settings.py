@@ -1,0 +1,91 @@
+"""Settings of the nlp plugin's backbones, heads and data; torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from headstart.settings import BackboneSettings, DataSettings, HeadSettings, Share
+
+Size = Annotated[float, Field(ge=0.0)]
+
+
+class EncoderSettings(BackboneSettings):
+    """``[backbone]`` of a BERT-family encoder."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """transformers configuration (``model_type`` and sizes) for ``weights = "none"``;
+    otherwise the configuration comes with the weights, and these keys override it."""
+    dropout: Share | None = None
+    """Hidden and attention dropout; ``None`` keeps the configuration's."""
+
+
+class TextHeadSettings(HeadSettings):
+    """``[head]`` of all heads that read one vector per text."""
+
+    pooling: Literal["mean", "cls", "attention"] = "mean"
+    layers: Annotated[int, Field(ge=1)] = 1
+    """Linear layers; more than one puts GELU and dropout between them."""
+    width: Annotated[int, Field(ge=1)] | None = None
+    """Width of the hidden layers; ``None`` takes the backbone's."""
+    dropout: Share = 0.1
+
+
+class ClassifierSettings(TextHeadSettings):
+    """``[head]`` of single- and multi-label classification."""
+
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """``balanced`` weighs each class by the inverse of its frequency in train."""
+    label_smoothing: Share = 0.0
+
+
+class RegressorSettings(TextHeadSettings):
+    """``[head]`` of regression; trained on standardised targets."""
+
+
+class TableSettings(DataSettings):
+    """``[data]``: texts in CSV, TSV, JSONL, Parquet or a ``datasets`` folder."""
+
+    path: str = ""
+    """File or ``datasets`` folder with the samples, or ``asset:NAME``; split at random
+    unless ``validation_path`` and ``test_path`` are given."""
+    validation_path: str = ""
+    test_path: str = ""
+    validation_size: Size = 0.1
+    """Share of the training rows (below 1) or number of rows, without a file."""
+    test_size: Size = 0.2
+    """Share of all rows (below 1) or number of rows, without a file."""
+    kind: Literal["single-label", "multi-label", "regression"] = "single-label"
+    text: str = "text"
+    """Column of the text."""
+    pair: str = ""
+    """Column of a second text (question and answer, premise and hypothesis)."""
+    label: str = "label"
+    """Column of the label; for ``multi-label`` a separated string or a list."""
+    id: str = ""
+    """Column of the sample's identity; empty takes file and row."""
+    separator: str = ","
+    """Between the labels of one row, for ``multi-label``."""
+    labels: tuple[str, ...] = ()
+    """The classes in order; empty takes those found in train, sorted."""
+    bins: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Classes as ranges of a numeric label column, both ends included; rows in no
+    range are left out and counted."""
+    columns: tuple[str, ...] = ()
+    """Column names of a file without a header row."""
+    delimiter: str = ""
+    """Field separator; empty goes by the file's ending."""
+    quoting: bool = True
+    """Whether fields may be quoted."""
+    encoding: str = "utf-8"
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """Use only so many rows, a seeded sample; ``None`` uses all."""
+    max_length: Annotated[int, Field(ge=2)] = 128
+    """Tokens per text, special ones included; longer texts are cut and counted."""
+    token_dropout: Share = 0.0
+    """Augmentation: share of tokens replaced by the mask token, in training only."""
+    word_swap: Share = 0.0
+    """Augmentation: share of neighbouring words that change places, in training only."""
+    tokenizer: str = ""
+    """Folder of a tokenizer; empty takes the one that came with the weights."""

@@ -1,0 +1,370 @@
+"""Heads against torch's functional losses and by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from headstart.errors import DataError, UserError
+from headstart.report import Evaluation
+from headstart.specs import Feature, resolve
+from headstart_nlp import register_heads
+from headstart_nlp.heads import (
+    build_classifier,
+    build_multi_label,
+    build_regressor,
+    class_weights,
+    sample_targets,
+)
+from headstart_nlp.settings import ClassifierSettings, RegressorSettings
+
+SINGLE = {"kind": "single-label", "labels": ["neg", "neu", "pos"], "counts": [6, 2, 4]}
+MULTI = {"kind": "multi-label", "labels": ["cast", "plot", "end"], "counts": [6, 2, 4]}
+VALUE = {"kind": "regression", "mean": 100.0, "std": 20.0}
+FEATURES = {"hidden": Feature("hidden", "tokens", 8)}
+MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]])
+LABELS = torch.tensor([0, 2, 1, 2])
+LABEL_SETS = torch.tensor([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 0]])
+VALUES = torch.tensor([90.0, 130.0, 100.0, 71.0])
+
+
+def classifier(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    given = ClassifierSettings(name="nlp/classifier", **settings)
+    return build_classifier(given, FEATURES, SINGLE).eval()
+
+
+def multi_label(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    given = ClassifierSettings(name="nlp/multi-label", **settings)
+    return build_multi_label(given, FEATURES, MULTI).eval()
+
+
+def regressor(**settings: Any) -> Any:
+    torch.manual_seed(0)
+    given = RegressorSettings(name="nlp/regressor", **settings)
+    return build_regressor(given, FEATURES, VALUE).eval()
+
+
+def batch(labels: torch.Tensor | None) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        "hidden": torch.randn(4, 4, 8, generator=generator),
+        "attention_mask": MASK,
+    }
+    return state if labels is None else {**state, "labels": labels}
+
+
+def pooled_by_hand(state: dict[str, Any], row: int) -> torch.Tensor:
+    return state["hidden"][row, : int(MASK[row].sum())].mean(0)
+
+
+def test_mean_pooling_takes_tokens_only() -> None:
+    head, state = classifier(pooling="mean"), batch(None)
+    logits = head(state)["logits"]
+    linear = head.layers[-1]
+    for row in range(4):
+        expected = linear(pooled_by_hand(state, row))
+        torch.testing.assert_close(logits[row], expected)
+    assert "logits" not in state
+
+
+def test_cls_pooling_takes_the_first_token() -> None:
+    head, state = classifier(pooling="cls"), batch(None)
+    expected = head.layers[-1](state["hidden"][:, 0])
+    torch.testing.assert_close(head(state)["logits"], expected)
+
+
+def test_attention_pooling_by_hand_and_starts_as_the_mean() -> None:
+    head, state = classifier(pooling="attention"), batch(None)
+    start = torch.stack([pooled_by_hand(state, row) for row in range(4)])
+    pooled = head.pooling(state["hidden"], MASK.bool())
+    torch.testing.assert_close(pooled, start)
+    query = torch.linspace(-3, 3, 8)
+    with torch.no_grad():
+        head.pooling.query.copy_(query)
+    pooled = head.pooling(state["hidden"], MASK.bool())
+    for row in range(4):
+        tokens = state["hidden"][row, : int(MASK[row].sum())]
+        scores = torch.exp(tokens @ query / 8**0.5)
+        expected = (scores[:, None] * tokens).sum(0) / scores.sum()
+        torch.testing.assert_close(pooled[row], expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "attention"])
+def test_padding_never_counts(pooling: str) -> None:
+    head, state = classifier(pooling=pooling), batch(None)
+    if pooling == "attention":
+        torch.nn.init.normal_(head.pooling.query)
+    logits = head(state)["logits"]
+    for junk in (1e4, torch.nan):
+        hidden = state["hidden"].masked_fill(MASK[..., None] == 0, junk)
+        assert torch.equal(head({**state, "hidden": hidden})["logits"], logits)
+    short = {"hidden": state["hidden"][2:3, :2], "attention_mask": MASK[2:3, :2]}
+    torch.testing.assert_close(head(short)["logits"], logits[2:3])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_pooling_of_long_texts_in_bf16(pooling: str) -> None:
+    """Only the result is rounded, by half a unit in the last of bf16's 8 bits."""
+    head = classifier(pooling=pooling)
+    if pooling == "attention":
+        torch.nn.init.normal_(head.pooling.query)
+    hidden = torch.randn(64, 500, 8) + 1.0
+    mask = torch.ones(64, 500, dtype=torch.bool)
+    exact = head.pooling(hidden.bfloat16().float(), mask)
+    half = head.pooling(hidden.bfloat16(), mask)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, rtol=1.001 * 2**-8, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = head.pooling(hidden, mask)
+        state = head({"hidden": hidden, "attention_mask": mask.long()})
+    torch.testing.assert_close(mixed, head.pooling(hidden, mask))
+    assert state["logits"].dtype == torch.float32
+
+
+def test_depth_width_and_dropout() -> None:
+    head = classifier(layers=3, width=5, dropout=0.5)
+    shapes = [tuple(p.shape) for p in head.layers.parameters() if p.ndim == 2]
+    assert shapes == [(5, 8), (5, 5), (3, 5)]
+    state = batch(None)
+    assert torch.equal(head(state)["logits"], head(state)["logits"])
+    head.train()
+    assert not torch.equal(head(state)["logits"], head(state)["logits"])
+    default = classifier(layers=2)
+    assert default.layers[-1].in_features == 8
+
+
+def test_classifier_loss_is_cross_entropy() -> None:
+    weights = {"neu": 3.0, "pos": 0.5}
+    vector = torch.tensor([1.0, 3.0, 0.5])
+    for smoothing in (0.0, 0.2):
+        plain = classifier(label_smoothing=smoothing)
+        state = plain(batch(LABELS))
+        expected = F.cross_entropy(state["logits"], LABELS, label_smoothing=smoothing)
+        torch.testing.assert_close(plain.loss(state), expected)
+        weighted = classifier(label_smoothing=smoothing, class_weights=weights)
+        expected = F.cross_entropy(
+            state["logits"], LABELS, weight=vector, label_smoothing=smoothing
+        )
+        torch.testing.assert_close(weighted.loss(state), expected)
+
+
+def test_multi_label_loss_is_binary_cross_entropy() -> None:
+    plain = multi_label()
+    state = plain(batch(LABEL_SETS))
+    targets = LABEL_SETS.float()
+    bce = F.binary_cross_entropy_with_logits
+    torch.testing.assert_close(plain.loss(state), bce(state["logits"], targets))
+    smooth = multi_label(label_smoothing=0.2)
+    expected = bce(state["logits"], torch.where(LABEL_SETS == 1, 0.9, 0.1))
+    torch.testing.assert_close(smooth.loss(state), expected)
+    weighted = multi_label(class_weights={"end": 4.0})
+    vector = torch.tensor([1.0, 1.0, 4.0])
+    expected = bce(state["logits"], targets, pos_weight=vector)
+    torch.testing.assert_close(weighted.loss(state), expected)
+
+
+def test_regressor_loss_is_squared_error_of_standardised_values() -> None:
+    head = regressor()
+    state = head(batch(VALUES))
+    expected = F.mse_loss(state["logits"][:, 0], (VALUES - 100) / 20)
+    torch.testing.assert_close(head.loss(state), expected)
+    outputs = head.outputs(state)
+    torch.testing.assert_close(outputs["prediction"], state["logits"][:, 0] * 20 + 100)
+    assert torch.equal(outputs["target"], VALUES)
+
+
+HEADS = [
+    (classifier, {}, LABELS),
+    (classifier, {"label_smoothing": 0.1}, LABELS),
+    (classifier, {"class_weights": "balanced"}, LABELS),
+    (classifier, {"class_weights": {"neu": 7.0}, "label_smoothing": 0.1}, LABELS),
+    (multi_label, {}, LABEL_SETS),
+    (multi_label, {"class_weights": "balanced", "label_smoothing": 0.1}, LABEL_SETS),
+    (regressor, {}, VALUES),
+]
+
+
+@pytest.mark.parametrize(("make", "settings", "labels"), HEADS)
+def test_parts_of_a_batch_average_to_the_whole(
+    make: Any, settings: dict[str, Any], labels: torch.Tensor
+) -> None:
+    head = make(**settings)
+    whole = batch(labels)
+    parts = [{k: v[i:j] for k, v in whole.items()} for i, j in ((0, 1), (1, 4))]
+    weights = torch.stack([head.weight(part) for part in parts])
+    losses = torch.stack([head.loss(head(part)) for part in parts])
+    assert weights.dtype == torch.float32
+    assert weights[0] != weights[1]
+    torch.testing.assert_close(
+        (losses * weights).sum() / weights.sum(), head.loss(head(whole))
+    )
+    torch.testing.assert_close(weights.sum(), head.weight(whole))
+
+
+@pytest.mark.parametrize(("make", "settings", "labels"), HEADS)
+@pytest.mark.parametrize("pooling", ["mean", "cls", "attention"])
+def test_gradient_reaches_every_parameter(
+    make: Any, settings: dict[str, Any], labels: torch.Tensor, pooling: str
+) -> None:
+    head = make(pooling=pooling, layers=2, **settings).train()
+    head.loss(head(batch(labels))).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_weight_is_the_number_of_samples() -> None:
+    assert classifier().weight(batch(LABELS)) == 4
+    assert multi_label(class_weights="balanced").weight(batch(LABEL_SETS)) == 4
+    assert regressor().weight(batch(VALUES)) == 4
+    head = classifier(class_weights={"neu": 3.0, "pos": 0.5})
+    assert head.weight(batch(LABELS)) == 1 + 0.5 + 3 + 0.5
+
+
+def test_class_weights() -> None:
+    labels, counts = ["a", "b"], [30, 10]
+    assert class_weights("none", labels, counts) is None
+    balanced = class_weights("balanced", labels, counts)
+    from sklearn.utils.class_weight import compute_class_weight
+
+    y = np.repeat([0, 1], counts)
+    expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=y)
+    assert balanced is not None
+    np.testing.assert_allclose(balanced.numpy(), expected, rtol=1e-6)
+
+
+def test_class_weights_of_wrong_labels_are_told_together() -> None:
+    with pytest.raises(UserError) as caught:
+        classifier(class_weights={"negative": 2.0, "Pos": 1.0, "neu": -1.0})
+    texts = [str(fault) for fault in caught.value.faults]
+    assert len(texts) == 3
+    assert "'negative'" in texts[0]
+    assert "did you mean 'pos'?" in texts[1]
+    assert "-1.0" in texts[2]
+
+
+def test_classifier_outputs_and_decode() -> None:
+    head, state = classifier(), batch(LABELS)
+    state["logits"] = torch.tensor(
+        [[2.0, 0.0, 1.0], [0.0, 0.0, 3.0], [0.0, 5.0, 0.0], [1.0, 0.0, 0.0]]
+    )
+    outputs = head.outputs(state)
+    assert outputs["prediction"].tolist() == [0, 2, 1, 0]
+    assert outputs["target"].tolist() == LABELS.tolist()
+    torch.testing.assert_close(outputs["probabilities"].sum(1), torch.ones(4))
+    rows = head.decode(outputs)
+    e = np.exp([2.0, 0.0, 1.0])
+    assert rows[0]["label"] == "neg"
+    assert rows[0]["score"] == pytest.approx(e[0] / e.sum(), abs=1e-6)
+    assert rows[0]["probabilities"]["pos"] == pytest.approx(e[2] / e.sum(), abs=1e-6)
+    assert [row["label"] for row in rows] == ["neg", "pos", "neu", "neg"]
+    assert head.decode({k: v.numpy() for k, v in outputs.items()}) == rows
+    del state["labels"]
+    assert "target" not in head.outputs(state)
+
+
+def test_multi_label_outputs_and_decode() -> None:
+    head, state = multi_label(), batch(LABEL_SETS)
+    state["logits"] = torch.tensor([[3.0, -1.0, 1.0]] + [[-2.0] * 3] * 3)
+    outputs = head.outputs(state)
+    assert outputs["prediction"].tolist() == [[1, 0, 1]] + [[0] * 3] * 3
+    assert torch.equal(outputs["target"], LABEL_SETS)
+    rows = head.decode(outputs)
+    assert rows[0]["labels"] == ["cast", "end"]
+    assert rows[1]["labels"] == []
+    expected = 1 / (1 + np.exp(-3.0))
+    assert rows[0]["probabilities"]["cast"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_regressor_decode() -> None:
+    rows = regressor().decode({"prediction": np.array([1.5, -2.0], dtype=np.float32)})
+    assert rows == [{"value": 1.5}, {"value": -2.0}]
+
+
+def test_a_head_keeps_its_units_in_its_checkpoint() -> None:
+    saved = regressor().state_dict()
+    given = RegressorSettings(name="nlp/regressor")
+    other = build_regressor(given, FEATURES, {**VALUE, "mean": 0.0, "std": 1.0})
+    other.load_state_dict(saved)
+    state = {"logits": torch.tensor([[0.5]])}
+    assert other.outputs(state)["prediction"].tolist() == [110.0]
+
+
+@pytest.mark.parametrize(
+    ("build", "task", "texts"),
+    [
+        (build_classifier, VALUE, ("nlp/classifier", "regression", "nlp/regressor")),
+        (build_classifier, MULTI, ("nlp/classifier", "multi-label", "nlp/multi-label")),
+        (build_multi_label, SINGLE, ("nlp/multi-label", "single-", "nlp/classifier")),
+        (build_regressor, SINGLE, ("nlp/regressor", "single-label", "nlp/classifier")),
+    ],
+)
+def test_wrong_kind_of_task_names_the_right_head(
+    build: Any, task: dict[str, Any], texts: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        build(ClassifierSettings(name="x"), FEATURES, task)
+    (fault,) = caught.value.faults
+    assert texts[0] in fault.what
+    assert texts[1] in fault.what
+    assert fault.fix == f'head.name = "{texts[2]}"'
+
+
+def test_constant_targets_and_missing_tokens_are_refused() -> None:
+    given = RegressorSettings(name="nlp/regressor")
+    with pytest.raises(DataError, match="all values"):
+        build_regressor(given, FEATURES, {**VALUE, "std": 0.0})
+    maps = {"layer4": Feature("layer4", "map", 8)}
+    with pytest.raises(UserError, match="layer4"):
+        build_regressor(given, maps, VALUE)
+
+
+@pytest.mark.parametrize(("make", "settings", "labels"), HEADS[:1] + HEADS[4:])
+def test_report_sections(
+    make: Any, settings: dict[str, Any], labels: torch.Tensor
+) -> None:
+    head = make(**settings)
+    state = head(batch(labels))
+    outputs = {k: v.detach().numpy() for k, v in head.outputs(state).items()}
+    texts = [{"text": f"text {i}"} for i in range(4)]
+    task = {classifier: SINGLE, multi_label: MULTI, regressor: VALUE}[make]
+    sections = head.report(Evaluation("test", {}, outputs, task, texts))
+    titles = [section.title for section in sections]
+    assert (
+        titles
+        == {
+            classifier: [
+                "Confusion matrix",
+                "Results by label",
+                "Calibration",
+                "Most wrong",
+                "Most unsure",
+            ],
+            multi_label: ["Results by label", "Most wrong", "Most unsure"],
+            regressor: ["Predicted against true"],
+        }[make]
+    )
+
+
+@pytest.mark.parametrize("spec", register_heads(), ids=lambda spec: spec.name)
+def test_specs_build_and_their_samples_train(spec: Any) -> None:
+    settings = resolve(spec.settings)(name=spec.name, **spec.tiny)
+    head = resolve(spec.factory)(settings, FEATURES, spec.sample_task)
+    targets = resolve(spec.sample)(spec.sample_task, 4)
+    assert set(targets) == set(spec.targets)
+    assert spec.sample_task["kind"] in spec.kinds
+    state = head({**batch(None), **targets})
+    assert head.loss(state).isfinite()
+    assert all(len(value) == 4 for value in head.outputs(state).values())
+
+
+def test_sample_targets_hold_every_label() -> None:
+    assert set(sample_targets(SINGLE, 6)["labels"].tolist()) == {0, 1, 2}
+    assert sample_targets(MULTI, 4)["labels"].mean(0).tolist() == [0.5] * 3
+    assert sample_targets(VALUE, 3)["labels"].tolist() == [80.0, 100.0, 120.0]
