@@ -297,6 +297,8 @@ def test_curves_are_drawn_with_text_as_text(page: Page) -> None:
         "inside",
     ):
         assert f">{words}</text>" in page.html, words
+    # In the learning rates, and among the stages, though no event names it.
+    assert page.html.count(">head</text>") == 2
 
 
 def test_texts_are_escaped(page: Page) -> None:

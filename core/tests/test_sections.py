@@ -251,6 +251,16 @@ def test_intervals_only_of_means_over_samples() -> None:
     assert intervals(macro) == {}
 
 
+def test_interval_of_several_labels_is_that_of_whole_samples() -> None:
+    rng = np.random.default_rng(5)
+    target, prediction = rng.integers(0, 2, (2, 60, 2))
+    right = (target == prediction).all(axis=1)
+    metrics = {"exact-match": float(right.mean()), "accuracy": 0.5}
+    outputs = {"target": target, "prediction": prediction}
+    given = Evaluation("test", metrics, outputs, {}, [])
+    assert intervals(given) == {"exact-match": list(interval(right))}
+
+
 def test_gains_are_paired_and_positive_when_better() -> None:
     target = np.arange(100) % 2
     theirs = target.copy()
@@ -276,10 +286,10 @@ def test_gains_of_an_error_turn_its_sign() -> None:
     def result(prediction: np.ndarray) -> Evaluation:
         error = float(np.abs(prediction - target).mean())
         outputs = {"target": target, "prediction": prediction}
-        return Evaluation("test", {"mae": error}, outputs, {}, [])
+        return Evaluation("test", {"mean-absolute-error": error}, outputs, {}, [])
 
-    low, _ = gains(result(target + 0.1 * noise), result(target + noise))["mae"]
-    assert low > 0
+    ours, theirs = result(target + 0.1 * noise), result(target + noise)
+    assert gains(ours, theirs)["mean-absolute-error"][0] > 0
 
 
 def test_mean_interval_by_hand() -> None:
@@ -310,3 +320,8 @@ def test_drawing_changes_nothing_global_and_repeats_to_the_byte() -> None:
     assert drawn.startswith("<svg")
     assert ">1e-4</text>" in drawn
     assert 'id="figure' not in drawn
+
+
+def test_drawing_holds_no_date() -> None:
+    drawn = plots.curves([plots.Series("a", [1], [1])], xlabel="x", ylabel="y")
+    assert "date" not in drawn.lower()

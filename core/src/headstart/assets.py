@@ -86,6 +86,8 @@ class Asset:
         files: What belongs to it.
         licence_url: Where the licence stands.
         note: What a reader should know, e.g. that a data set is small.
+        read: For data: how to read it, as settings of the plugin's data module; the
+            file's own name is under ``file``.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
@@ -95,6 +97,7 @@ class Asset:
     files: Annotated[tuple[AssetFile, ...], AfterValidator(_some)]
     licence_url: str = ""
     note: str = ""
+    read: dict[str, Any] = Field(default_factory=dict)
 
     @property
     def size(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -80,54 +79,3 @@ class TensorBoardLog(Callback):
 
     def on_end(self) -> None:
         self._writer.close()
-
-
-class Progress(Callback):
-    """A progress bar on a terminal; one line per validation elsewhere."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not sys.stderr.isatty(),
-            transient=True,
-        )
-        self._task = self._bar.add_task("training", loss="", total=None)
-
-    def on_start(self, total_steps: int, start_step: int) -> None:
-        self._bar.start()
-        self._bar.update(self._task, total=total_steps, completed=start_step)
-
-    def on_step(self, step: int) -> None:
-        self._bar.update(self._task, completed=step)
-
-    def on_record(self, record: Record) -> None:
-        if record["event"] == "train":
-            self._bar.update(self._task, loss=f"loss {record['loss']:.4f}")
-        elif record["event"] == "validation":
-            values = " · ".join(
-                f"{name} {value:.4f}"
-                for name, value in record.items()
-                if isinstance(value, float) and name not in ("epoch", "time")
-            )
-            self._console.print(
-                f"epoch {record['epoch']:.2f} · step {record['step']} · {values}",
-                highlight=False,
-            )
-
-    def on_end(self) -> None:
-        self._bar.stop()

@@ -62,7 +62,7 @@ class Findings:
         """
         bad = [fault for faults in self.samples.values() for fault in faults]
         if self.fatal:
-            raise DataError(*self.fatal, *bad)
+            raise DataError(*self.fatal, *_shortened(bad))
         if not bad:
             return set()
         if settings.bad == "stop":

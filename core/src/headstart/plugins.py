@@ -159,6 +159,10 @@ class Registry:
             fix=nearest(scheme, self.weight_sources),
         )
 
+    def packages(self) -> list[str]:
+        """The modules of all loaded plugins, where assets and recipes are found."""
+        return [info.package for info in self.plugins if info.status == "loaded"]
+
     def package(self, plugin: str) -> str:
         """The module name of a loaded plugin, where its files are.
 

@@ -301,6 +301,8 @@ class Trainer:
     def _better(
         self, value: float, best: float | None, name: str, margin: float = 0.0
     ) -> bool:
+        if math.isnan(value):
+            return False
         if best is None:
             return True
         if self.goals[name] == "max":

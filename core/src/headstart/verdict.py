@@ -63,10 +63,12 @@ def mean_interval(values: Any) -> tuple[float, float]:
 
 # Metrics that are means of one score per sample, by their usual names.
 _SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "accuracy": lambda target, prediction: (target == prediction).astype(float),
-    "mae": lambda target, prediction: np.abs(target - prediction),
-    "mse": lambda target, prediction: (target - prediction) ** 2,
+    "accuracy": lambda target, prediction: target == prediction,
+    "exact-match": lambda target, prediction: (target == prediction).all(axis=-1),
+    "mean-absolute-error": lambda target, prediction: np.abs(target - prediction),
 }
+_SHARES = ("accuracy", "exact-match")
+"""Those whose score is right or wrong; the others are errors, where less is better."""
 
 
 def _scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
@@ -75,14 +77,16 @@ def _scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
         return {}
     target = np.asarray(evaluation.outputs["target"])
     prediction = np.asarray(evaluation.outputs["prediction"])
-    if target.shape != prediction.shape or target.ndim != 1 or len(target) < 2:
+    if target.shape != prediction.shape or target.ndim == 0 or len(target) < 2:
         return {}
     found = {}
     for name, score in _SCORES.items():
         if name in evaluation.metrics:
-            values = score(target, prediction)
+            values = np.asarray(score(target, prediction), dtype=float)
             # A macro average may be called "accuracy" too; its interval is another.
-            if math.isclose(values.mean(), evaluation.metrics[name], abs_tol=1e-5):
+            mean = evaluation.metrics[name]
+            same = math.isclose(values.mean(), mean, rel_tol=1e-4, abs_tol=1e-6)
+            if same and values.shape == (len(target),):
                 found[name] = values
     return found
 
@@ -94,7 +98,7 @@ def intervals(evaluation: Evaluation) -> dict[str, list[float]]:
         ``{"accuracy": [low, high]}``, as ``summary.json`` holds it in ``intervals``.
     """
     return {
-        name: list((interval if name == "accuracy" else mean_interval)(values))
+        name: list((interval if name in _SHARES else mean_interval)(values))
         for name, values in _scores(evaluation).items()
     }
 
@@ -114,7 +118,7 @@ def gains(ours: Evaluation, theirs: Evaluation) -> dict[str, list[float]]:
         name: list(
             mean_interval(
                 mine[name] - other[name]
-                if name == "accuracy"
+                if name in _SHARES
                 else other[name] - mine[name]
             )
         )

@@ -133,7 +133,7 @@ def register_data() -> Sequence[DataSpec]:
             factory="headstart_nlp.data:TextTable",
             settings="headstart_nlp.settings:TableSettings",
             yields=("input_ids", "attention_mask", "token_type_ids", "labels"),
-            tiny="headstart_nlp.data:tiny_table",
+            tiny="headstart_nlp.tiny:tiny_table",
         )
     ]
 

@@ -8,11 +8,19 @@ in the place of the dropped one; the random swap is that of Wei and Zou, *EDA* (
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
 
 
-def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+def _uniform(
+    shape: tuple[int, ...], like: Tensor, generator: torch.Generator
+) -> Tensor:
     drawn = torch.rand(shape, generator=generator, device=generator.device)
     return drawn.to(like.device)
 
@@ -23,7 +31,7 @@ def drop_tokens(
     *,
     share: float,
     mask_id: int,
-    special_ids: Tensor,
+    special_ids: Sequence[int],
     generator: torch.Generator,
 ) -> Tensor:
     """Replace a share of the tokens by the mask token.
@@ -37,8 +45,10 @@ def drop_tokens(
         generator: The only source of chance.
     """
     dropped = _uniform(tuple(input_ids.shape), input_ids, generator) < share
-    ordinary = attention_mask.bool() & ~torch.isin(input_ids, special_ids)
-    return torch.where(dropped & ordinary, mask_id, input_ids)
+    dropped &= attention_mask.bool()
+    for special in special_ids:  # a handful; a tensor of them would cost a transfer
+        dropped &= input_ids != special
+    return input_ids.masked_fill(dropped, mask_id)
 
 
 def swap_words(

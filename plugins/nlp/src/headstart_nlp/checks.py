@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from headstart.errors import Fault, nearest
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from headstart.data import Findings
+    from headstart_nlp.files import Table
     from headstart_nlp.settings import TableSettings
-    from headstart_nlp.tables import Table
 
 Target = str | tuple[str, ...] | float
 _UNDECODED = re.compile("[\ud800-\udfff]")
@@ -42,8 +43,17 @@ class Rows:
 
     def take(self, indices: Iterable[int]) -> Rows:
         chosen = list(indices)
-        columns = (self.ids, self.texts, self.pairs, self.targets, self.places)
-        return Rows(*([c[i] for i in chosen] if c else [] for c in columns))
+
+        def of(column: list[Any]) -> list[Any]:
+            return [column[i] for i in chosen] if column else []
+
+        return Rows(
+            of(self.ids),
+            of(self.texts),
+            of(self.pairs),
+            of(self.targets),
+            of(self.places),
+        )
 
     def keys(self) -> list[str]:
         """What makes two samples the same: their text but for case and spacing."""
@@ -70,7 +80,7 @@ def check_settings(settings: TableSettings) -> list[Fault]:
         if low > high:
             what = f"the range of {name!r} is upside down: {low} to {high}"
             faults.append(Fault(what, where="data.bins", fix="write [low, high]"))
-    for (_, high, one), (low, _, two) in zip(ranges, ranges[1:], strict=False):
+    for (_, high, one), (low, _, two) in pairwise(ranges):
         if low <= high:
             what = f"{one!r} and {two!r} both hold {low}"
             why = "both ends of a range belong to it"
@@ -149,7 +159,8 @@ def text_faults(role: str, value: Any, where: str) -> list[Fault]:
     if fault:
         return [Fault(f"{fault[0]} (in the {role})", where=where, fix=fault[1])]
     if "\0" in value:
-        what = f"NUL byte in the {role}: after {value[: value.index('\0')][-20:]!r}"
+        before = value.partition("\0")[0][-20:]
+        what = f"NUL byte in the {role}: after {before!r}"
         return [Fault(what, where, fix="remove it: no tokenizer expects one")]
     return []
 
@@ -213,7 +224,9 @@ def _parser(settings: TableSettings) -> Callable[[Any], Target | None]:
     def several(value: Any) -> Target:
         if value is None:
             raise ValueError("label missing", fill)
-        parts = value if isinstance(value, list) else str(value).split(settings.separator)
+        parts = (
+            value if isinstance(value, list) else str(value).split(settings.separator)
+        )
         names = (name(part).strip() for part in parts)
         return tuple(dict.fromkeys(n for n in names if n))
 
@@ -226,7 +239,9 @@ def _parser(settings: TableSettings) -> Callable[[Any], Target | None]:
             fix = "give a number with a decimal point"
             if settings.kind == "regression":
                 fix += ', or data.kind="single-label" for classes'
-            raise ValueError(f"the label is not a number: {value!r}"[:80], fix) from None
+            raise ValueError(
+                f"the label is not a number: {value!r}"[:80], fix
+            ) from None
         if not math.isfinite(found):
             raise ValueError(f"the label is not a finite number: {value!r}", fill)
         return found
@@ -264,13 +279,17 @@ def check_classes(
         findings: Takes the faults.
     """
     train = parts["train"]
-    given = settings.labels or tuple(sorted(settings.bins, key=settings.bins.__getitem__))
+    given = settings.labels or tuple(
+        sorted(settings.bins, key=settings.bins.__getitem__)
+    )
     counts = Counter(n for target in train.targets for n in names(target))
     _warn_alike(counts, findings)
     if settings.kind == "single-label" and not given and _numeric(counts, len(train)):
         what = f"{len(counts)} different labels in {len(train)} rows, all numbers"
         fix = 'data.kind="regression", or data.bins for classes'
-        findings.fatal.append(Fault(what, where=f"data.label={settings.label}", fix=fix))
+        findings.fatal.append(
+            Fault(what, where=f"data.label={settings.label}", fix=fix)
+        )
         return parts, tuple(counts)
     rare: set[str] = set()
     while new := {n for n, count in counts.items() if count < 2} - rare:
@@ -316,7 +335,9 @@ def _check_enough(
     least = 2 if settings.kind == "single-label" else 1
     where = train.places[0][0].file if len(train) else ""
     if train.targets and len(found) < least:
-        only = f"every row has the label {min(found)!r}" if found else "no row has a label"
+        only = (
+            f"every row has the label {min(found)!r}" if found else "no row has a label"
+        )
         what = f"one class only: {only}" if least == 2 else only
         fix = "give rows of another class, or check data.label and data.bins"
         findings.fatal.append(Fault(what, where=where, fix=fix))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from collections import Counter
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
 
     from headstart.data import Baseline, Sample, Split
     from headstart.stages import State
+    from headstart_nlp.files import Table
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 CUT_WARNING = 0.05
@@ -85,11 +83,13 @@ class TextTable(DataModule):
             self._samples[split] = self._tokenize(rows, split)
         self._warn_cut()
 
-    def _read(self) -> dict[str, tables.Table]:
+    def _read(self) -> dict[str, Table]:
         settings = self.table
         if not settings.path:
             fix = "give your file, e.g. data.path=reviews.csv"
-            self.findings.fatal.append(Fault("data.path is empty", "data.path", fix=fix))
+            self.findings.fatal.append(
+                Fault("data.path is empty", "data.path", fix=fix)
+            )
             return {}
         found = tables.read(settings.path, "data.path", settings, self.findings)
         for split in ("validation", "test"):
@@ -116,7 +116,9 @@ class TextTable(DataModule):
             )
         return {split: parts[split] for split in SPLITS}
 
-    def _take(self, rows: Rows, what: str, count: int | None = None) -> tuple[Rows, Rows]:
+    def _take(
+        self, rows: Rows, what: str, count: int | None = None
+    ) -> tuple[Rows, Rows]:
         """Rows that are taken out, and those that stay."""
         total = len(rows)
         if count is None:
@@ -159,15 +161,17 @@ class TextTable(DataModule):
             words=split == "train" and settings.word_swap > 0,
         )
         self._cut += cut
-        targets = self._targets(rows) if rows.targets else [None] * len(rows)
-        samples = []
-        for i, sample in enumerate(encoded):
-            sample |= {"id": rows.ids[i], "text": rows.texts[i]}  # type: ignore[dict-item]
-            if rows.pairs:
-                sample["pair"] = rows.pairs[i]  # type: ignore[assignment]
-            if targets[i] is not None:
-                sample["label"] = targets[i]
-            samples.append(sample)
+        samples: list[Sample] = [
+            {"id": identity, "text": text, **arrays}
+            for identity, text, arrays in zip(
+                rows.ids, rows.texts, encoded, strict=True
+            )
+        ]
+        for sample, pair in zip(samples, rows.pairs, strict=False):
+            sample["pair"] = pair
+        if rows.targets:
+            for sample, target in zip(samples, self._targets(rows), strict=True):
+                sample["label"] = target
         return samples
 
     def _targets(self, rows: Rows) -> np.ndarray:
@@ -204,7 +208,8 @@ class TextTable(DataModule):
     def sizes(self, split: Split) -> np.ndarray:
         """Tokens of each sample, int64."""
         return np.array(
-            [len(sample["input_ids"]) for sample in self._samples[split]], dtype=np.int64
+            [len(sample["input_ids"]) for sample in self._samples[split]],
+            dtype=np.int64,
         )
 
     def collate(self, samples: Sequence[Sample]) -> State:
@@ -264,13 +269,14 @@ class TextTable(DataModule):
         Raises:
             DataError: Inputs without text; names them all.
         """
-        rows, faults = Rows(), []
-        keys = {"text": self.table.text} | (
-            {"pair": self.table.pair} if self.table.pair else {}
-        )
+        rows = Rows()
+        faults: list[Fault] = []
+        keys = {"text": self.table.text}
+        if self.table.pair:
+            keys["pair"] = self.table.pair
         for i, given in enumerate(inputs, start=1):
             values = given if isinstance(given, dict) else {"text": given}
-            found = {
+            found: dict[str, Any] = {
                 role: values.get(role, values.get(key)) for role, key in keys.items()
             }
             for role, value in found.items():
@@ -308,8 +314,8 @@ class TextTable(DataModule):
     def fingerprint(self) -> str:
         """sha256 over the splits' texts and labels, tokenizer, length, augmentation."""
         settings = self.table
-        head = [self._hash, settings.max_length, settings.kind, self.task.get("labels")]
-        head += [settings.token_dropout, settings.word_swap]
+        augmentation = [settings.token_dropout, settings.word_swap]
+        head = [self._hash, settings.max_length, self.task, augmentation]
         digest = hashlib.sha256(json.dumps(head).encode())
         for split, rows in self._rows.items():
             pairs = rows.pairs or [""] * len(rows)
@@ -320,16 +326,8 @@ class TextTable(DataModule):
     def baselines(self) -> Iterator[Baseline]:
         """The most frequent answer, and a linear model on tf-idf, fitted on train."""
         train, test = (
-            (
-                [
-                    " ".join(both)
-                    for both in zip(rows.texts, rows.pairs or rows.texts, strict=True)
-                ]
-                if rows.pairs
-                else rows.texts,
-                self._targets(rows),
-            )
-            for rows in (self._rows["train"], self._rows["test"])
+            (_joined(self._rows[split]), self._targets(self._rows[split]))
+            for split in ("train", "test")
         )
         yield from baselines(
             self.task["kind"], train, test, len(self.task.get("labels", ()))
@@ -379,7 +377,16 @@ def _with_asset(settings: TableSettings) -> TableSettings:
         for key, value in settings.model_dump().items()
         if value != getattr(blank, key)
     }
-    return TableSettings(**{**reading, **given, "name": settings.name, "path": str(path)})
+    return TableSettings(
+        **{**reading, **given, "name": settings.name, "path": str(path)}
+    )
+
+
+def _joined(rows: Rows) -> list[str]:
+    """Texts, each with its second one behind it."""
+    if not rows.pairs:
+        return rows.texts
+    return [" ".join(both) for both in zip(rows.texts, rows.pairs, strict=True)]
 
 
 def _task(train: Rows, kind: str, labels: tuple[str, ...]) -> dict[str, Any]:
@@ -393,55 +400,3 @@ def _task(train: Rows, kind: str, labels: tuple[str, ...]) -> dict[str, Any]:
 def _counts(rows: Rows, labels: Sequence[str]) -> dict[str, int]:
     found = Counter(name for target in rows.targets for name in names(target))
     return {label: found[label] for label in labels}
-
-
-_GOOD = ("good", "great", "fine", "warm", "funny", "fresh", "strong", "lovely")
-_BAD = ("bad", "poor", "dull", "cold", "stale", "weak", "awful", "boring")
-_PLAIN = ("a", "the", "film", "plot", "cast", "end", "was", "is", "very", "quite", "and")
-
-
-def tiny_table(folder: Path) -> dict[str, Any]:
-    """Forty short made-up reviews and a tokenizer of 64 ids, for tests.
-
-    Returns:
-        Settings of ``[data]`` that read them.
-    """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    generator = np.random.default_rng(0)
-    path = folder / "reviews.csv"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label"])
-        for i in range(40):
-            kind, label = ((_GOOD, "positive"), (_BAD, "negative"))[i % 2]
-            words = [*generator.choice(_PLAIN, 2 + i % 7), *generator.choice(kind, 2)]
-            writer.writerow([" ".join(words), label])
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [*special, *_GOOD, *_BAD, *_PLAIN]
-    words += [f"[unused{i}]" for i in range(64 - len(words))]
-    tokenizer = Tokenizer(
-        models.WordPiece(
-            {word: i for i, word in enumerate(words)}, unk_token="[UNK]"
-        )
-    )
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        **dict(zip(roles, special, strict=True)),
-    ).save_pretrained(folder / "tokenizer")
-    return {
-        "name": "nlp/table",
-        "path": str(path),
-        "tokenizer": str(folder / "tokenizer"),
-        "max_length": 16,
-    }
