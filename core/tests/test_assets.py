@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from headstart import assets, fetch_http
+from headstart import assets
 from headstart.assets import Asset, AssetError, AssetFile
 from headstart.errors import PluginError
+from headstart.fetch import http as fetch_http
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,11 +19,11 @@ from urllib.request import Request
 
 import pytest
 
-from headstart import fetch_http
-from headstart.fetch import Fetcher, Source
-from headstart.fetch_archive import Archive, copy
-from headstart.fetch_http import Http, SourceError
-from headstart.fetch_pypi import PackageIndex
+from headstart.fetch import http as fetch_http
+from headstart.fetch.archive import Archive, copy
+from headstart.fetch.http import Http, SourceError
+from headstart.fetch.package_index import PackageIndex
+from headstart.fetch.sources import Fetcher, Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from headstart.errors import UserError
 from headstart.plugins import Registry
 from headstart.testing.hub import HubServer
-from headstart.weights import Weights, resolve_weights
+from headstart.weights.sources import Weights, resolve_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,7 +186,7 @@ def test_offline_mode_asks_nothing_and_says_so(hub, tmp_path):
     write_model(tmp_path / "a", 1)
     hub.publish(REPO, tmp_path / "a")
     code = (
-        "from headstart.hub import fetch_model\n"
+        "from headstart.weights.hub import fetch_model\n"
         "from headstart.errors import UserError\n"
         f"try: fetch_model({REPO!r})\n"
         "except UserError as error: print(error)\n"

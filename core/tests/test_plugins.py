@@ -277,7 +277,9 @@ def test_failed_plugin_says_why_and_stops_no_other(
     assert "\n" not in bad.cause
     assert (bad.distribution, bad.version) == ("headstart-bad", "1.2")
     assert not [key for key in registered(registry) if key.startswith("bad/")]
-    assert registry.weight_source("hf").resolver == "headstart.weights:resolve_hub"
+    assert (
+        registry.weight_source("hf").resolver == "headstart.weights.sources:resolve_hub"
+    )
     (good,) = infos(registry, healthy)
     assert (good.status, good.cause) == ("loaded", "")
     assert registry.metric(f"{healthy}/accuracy").goal == "max"

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from headstart.errors import UserError
-from headstart.report import Figure, Section, Table, read_run, write_report
-from headstart.verdict import number, verdict
+from headstart.report.page import read_run, write_report
+from headstart.report.parts import Figure, Section, Table
+from headstart.report.verdict import number, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -326,7 +327,7 @@ def test_needs_no_torch(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "toy-1")
     code = (
         "import sys; from pathlib import Path;"
-        "from headstart.report import write_report;"
+        "from headstart.report.page import write_report;"
         "before = set(sys.modules); write_report(Path(sys.argv[1]));"
         "assert 'torch' not in sys.modules;"
         "assert not {'matplotlib', 'jinja2'} & before;"

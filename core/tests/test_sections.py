@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from headstart import plots, sections
 from headstart.errors import PluginError
-from headstart.report import Evaluation
-from headstart.verdict import gains, interval, intervals, mean_interval
+from headstart.report import plots, sections
+from headstart.report.parts import Evaluation
+from headstart.report.verdict import gains, interval, intervals, mean_interval
 
 LABELS = ["bad", "fair", "good"]
 

@@ -19,9 +19,9 @@ from headstart.errors import PluginError, UserError
 from headstart.plugins import PluginInfo, Registry
 from headstart.specs import WeightSourceSpec
 from headstart.stages import Backbone, State
-from headstart.tensors import files_sha256
-from headstart.transfer import StageTransfer, load_weights
-from headstart.weights import Weights, resolve_weights
+from headstart.weights.sources import Weights, resolve_weights
+from headstart.weights.tensors import files_sha256
+from headstart.weights.transfer import StageTransfer, load_weights
 
 
 @pytest.fixture(autouse=True)
@@ -167,7 +167,9 @@ def brings_nothing(rest: str, registry: Registry, progress: object) -> Weights:
 def test_a_source_that_brings_nothing_is_no_random_control(monkeypatch):
     registry = Registry()
     registry.weight_sources["void"] = WeightSourceSpec("void", "", "there:brings")
-    monkeypatch.setattr("headstart.weights.resolve", lambda target: brings_nothing)
+    monkeypatch.setattr(
+        "headstart.weights.sources.resolve", lambda target: brings_nothing
+    )
     with pytest.raises(PluginError, match="'void:' gave no files"):
         resolve_weights("void:x", registry)
 

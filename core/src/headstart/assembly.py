@@ -13,15 +13,15 @@ from headstart.evaluate import Execution
 from headstart.model import Model
 from headstart.optim import HEAD
 from headstart.specs import resolve
-from headstart.transfer import StageTransfer, TransferReport, load_weights
-from headstart.weights import Weights, resolve_weights
+from headstart.weights.sources import Weights, resolve_weights
+from headstart.weights.transfer import StageTransfer, TransferReport, load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from headstart.data import DataModule
-    from headstart.fetch_http import Progress
+    from headstart.fetch.http import Progress
     from headstart.heads import Head
     from headstart.plugins import Registry
     from headstart.recipe import Recipe

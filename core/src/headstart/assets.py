@@ -18,8 +18,8 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from headstart.errors import Fault, PluginError, UserError, nearest
-from headstart.fetch import Fetcher, Source, is_inside
-from headstart.fetch_http import Progress, SourceError
+from headstart.fetch.http import Progress, SourceError
+from headstart.fetch.sources import Fetcher, Source, is_inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

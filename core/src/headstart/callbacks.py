@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from headstart.assembly import Assembly
     from headstart.recipe import Recipe
-    from headstart.transfer import TransferReport
+    from headstart.weights.transfer import TransferReport
 
 Record = dict[str, Any]
 

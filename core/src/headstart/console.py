@@ -17,7 +17,7 @@ from rich.progress import (
 from rich.table import Table
 
 from headstart.callbacks import Callback, Record
-from headstart.verdict import number, verdict
+from headstart.report.verdict import number, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from headstart.assembly import Assembly
     from headstart.recipe import Recipe
     from headstart.runs import Run
-    from headstart.transfer import TransferReport
+    from headstart.weights.transfer import TransferReport
 
 REFRESH = 5
 """Steps between two updates of the bar; each costs the training some microseconds."""

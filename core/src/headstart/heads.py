@@ -10,7 +10,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headstart.report import Evaluation, Section
+    from headstart.report.parts import Evaluation, Section
     from headstart.stages import State
 
 

@@ -10,12 +10,12 @@ import torch
 from headstart.assembly import build_backbone, build_head
 from headstart.evaluate import MetricSet, evaluate, measure
 from headstart.model import Model
-from headstart.report import Evaluation
+from headstart.report.parts import Evaluation
+from headstart.report.verdict import gains, intervals
 from headstart.run_folder import write_json
 from headstart.settings import StrategySettings
 from headstart.strategy import make_plan
 from headstart.trainer import make_trainer
-from headstart.verdict import gains, intervals
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -52,16 +52,20 @@ CORE_WEIGHT_SOURCES = (
     WeightSourceSpec(
         "asset",
         "a file that a plugin lists in its assets.toml",
-        "headstart.weights:resolve_asset",
+        "headstart.weights.sources:resolve_asset",
     ),
     WeightSourceSpec(
-        "hf", "a repository on the Hugging Face hub", "headstart.weights:resolve_hub"
+        "hf",
+        "a repository on the Hugging Face hub",
+        "headstart.weights.sources:resolve_hub",
     ),
     WeightSourceSpec(
-        "file", "a file or folder on this machine", "headstart.weights:resolve_file"
+        "file",
+        "a file or folder on this machine",
+        "headstart.weights.sources:resolve_file",
     ),
     WeightSourceSpec(
-        "none", "random weights, as a control", "headstart.weights:resolve_none"
+        "none", "random weights, as a control", "headstart.weights.sources:resolve_none"
     ),
 )
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from headstart.callbacks import Callback
     from headstart.checkpoint import Checkpoint
     from headstart.data import Split
-    from headstart.fetch_http import Progress
+    from headstart.fetch.http import Progress
     from headstart.model import Model
     from headstart.recipe import Recipe
     from headstart.strategy import Plan
@@ -65,7 +65,7 @@ class Run:
     @property
     def report(self) -> Path:
         """The report, written anew from the folder's files."""
-        from headstart.report import write_report
+        from headstart.report.page import write_report
 
         return write_report(self.folder)
 
@@ -180,7 +180,7 @@ def run(
 
     from headstart.assembly import assemble
     from headstart.callbacks import MetricsLog, TensorBoardLog
-    from headstart.report import write_report
+    from headstart.report.page import write_report
     from headstart.run_folder import create_run_folder, write_json
     from headstart.trainer import plan_training
 

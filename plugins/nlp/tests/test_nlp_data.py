@@ -169,9 +169,9 @@ def test_quotes_encodings_marks_and_header_less_files(tiny, tmp_path):
     same = opened(tiny, tmp_path / "c.csv")
     assert opened(tiny, marked).fingerprint() == same.fingerprint()
     tabs = tmp_path / "d.tsv"
-    tabs.write_text('"film\tyes\n' * 4 + "plot\tno\n" * 4)
+    tabs.write_text("".join(f'"film {i}\t{"yn"[i % 2]}\n' for i in range(12)))
     plain = opened(tiny, tabs, columns=("text", "label"), quoting=False, test_size=3)
-    assert {t for s in ("train", "test") for t in texts(plain, s)} >= {'"film'}
+    assert all(t.startswith('"film') for t in texts(plain, "train"))
 
 
 def test_splits_are_a_function_of_data_and_seed(tiny, tmp_path):
@@ -228,7 +228,7 @@ def test_identical_texts_are_taken_together_and_every_class_keeps_two():
 def test_the_same_text_never_lies_on_both_sides_of_a_random_split(tiny, tmp_path):
     rows = [
         {
-            "text": ("The  Film ", "the film")[i % 2] + str(i // 2),
+            "text": ("The  Film ", "the film ")[i % 2] + str(i // 2),
             "label": "ab"[i // 2 % 2],
         }
         for i in range(40)

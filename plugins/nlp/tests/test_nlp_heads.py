@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from headstart.errors import DataError, UserError
-from headstart.report import Evaluation
+from headstart.report.parts import Evaluation
 from headstart.specs import Feature, resolve
 from headstart_nlp import register_heads
 from headstart_nlp.heads import (

@@ -32,8 +32,8 @@ from headstart.runs import run
 from headstart.settings import StrategySettings, TrainSettings
 from headstart.specs import resolve
 from headstart.strategy import make_plan
-from headstart.transfer import load_weights
-from headstart.weights import Weights
+from headstart.weights.sources import Weights
+from headstart.weights.transfer import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

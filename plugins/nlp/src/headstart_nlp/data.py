@@ -12,7 +12,7 @@ import torch
 
 from headstart.data import DataModule
 from headstart.errors import DataError, Fault
-from headstart_nlp import augment, checks, splits, tables, tokens
+from headstart_nlp import augment, checks, classes, splits, tables, tokens
 from headstart_nlp.baselines import baselines
 from headstart_nlp.checks import Rows, names
 from headstart_nlp.settings import TableSettings
@@ -56,9 +56,12 @@ class TextTable(DataModule):
         """Read, check, split and tokenize."""
         findings = self.findings
         self.table = settings = _with_asset(self.table)
-        findings.fatal += checks.check_settings(settings)
         found = self._read()
         self._load_tokenizer()
+        if wrong := checks.check_settings(settings):
+            # What such settings would make of the rows is noise.
+            findings.fatal += wrong
+            findings.settle(settings, total=0)
         parts: dict[str, Rows] = {}
         for split, table in found.items():
             parts[split], outside = checks.check_rows(table, settings, findings)
@@ -67,9 +70,9 @@ class TextTable(DataModule):
         labels: tuple[str, ...] = ()
         if "train" in parts:
             if settings.kind == "regression":
-                checks.check_regression(parts["train"], findings)
+                classes.check_regression(parts["train"], findings)
             else:
-                parts, labels = checks.check_classes(parts, settings, findings)
+                parts, labels = classes.check_classes(parts, settings, findings)
         findings.settle(settings, sum(table.total for table in found.values()))
         if not len(parts["train"]):
             why = f"{self._outside} rows have a score in none of data.bins"

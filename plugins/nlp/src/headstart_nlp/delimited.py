@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from headstart.errors import Fault
@@ -40,18 +41,21 @@ def read_delimited(
     table = Table(str(file))
     rows = _records(text, delimiter, settings.quoting, table, findings)
     if settings.columns:
-        header, origin = list(settings.columns), "data.columns"
+        header = list(settings.columns)
     else:
-        header, origin = (rows.pop(0)[1] if rows else []), "the header"
+        header = rows.pop(0)[1] if rows else []
     hint = _other_delimiter(text, delimiter, header, wanted)
-    if not settings.columns:
-        if not hint and not set(wanted.values()) & set(header):
-            hint = 'if the first line is no header: data.columns=["…", "…"]'
-        missing = missing_columns(str(file), header, wanted, hint)
-    else:
-        missing = missing_columns("data.columns", header, wanted)
+    origin = "data.columns" if settings.columns else f"{file}, header"
+    missing = missing_columns(origin, header, wanted)
+    if missing and hint:
+        what = f"{delimiter!r} does not separate the fields"
+        why = f"it gives the columns {', '.join(map(repr, header))}"
+        missing = [Fault(what, origin, why[:200], hint)]
+    elif missing and not settings.columns and len(missing) == len(wanted):
+        hint = 'if the first line is no header: data.columns=["…", "…"]'
+        missing = [replace(f, fix=f"{f.fix}; {hint}") for f in missing]
     findings.fatal.extend(missing)
-    if not rows and not missing and not findings.samples:
+    if not rows and not missing and not table.total:
         findings.fatal.append(empty(file, "there is a header and no row below it"))
     if missing or not rows:
         return None
@@ -60,7 +64,7 @@ def read_delimited(
         found = len(rows[0][1])
         findings.fatal.append(
             Fault(
-                f"no row has the {width} fields that {origin} names",
+                f"no row has as many fields as {origin}: {width}",
                 where=table.where(rows[0][0]),
                 why=f"{found} found: {', '.join(map(repr, rows[0][1]))[:120]}",
                 fix=hint or f"check data.delimiter, now {delimiter!r}, and {origin}",

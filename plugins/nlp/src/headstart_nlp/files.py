@@ -57,7 +57,7 @@ def empty(file: Path, why: str) -> Fault:
 
 
 def missing_columns(
-    file: str, header: Sequence[str], wanted: Mapping[str, str], hint: str = ""
+    where: str, header: Sequence[str], wanted: Mapping[str, str]
 ) -> list[Fault]:
     """A fault for each wanted column that the header does not have exactly once."""
     faults = []
@@ -68,16 +68,14 @@ def missing_columns(
             faults.append(
                 Fault(
                     f"column {name!r} is there {header.count(name)} times",
-                    where=f"{file}, header",
+                    where=where,
                     fix=f"rename one, and say which with data.{role}",
                 )
             )
         if name in header:
             continue
         same = [h for h in header if h.split() == name.split()]
-        same = same or [
-            h for h in header if "".join(h.split()).casefold() == name.casefold()
-        ]
+        same = same or [h for h in header if _bare(h) == _bare(name)]
         near = nearest(name, header)
         if same:
             fix = f"set data.{role}={json.dumps(same[0], ensure_ascii=False)}"
@@ -89,12 +87,16 @@ def missing_columns(
         faults.append(
             Fault(
                 f"there is no column {name!r} (data.{role})",
-                where=f"{file}, header",
+                where=where,
                 why=f"its columns are {names}",
-                fix="; ".join(part for part in (hint, fix) if part),
+                fix=fix,
             )
         )
     return faults
+
+
+def _bare(name: str) -> str:
+    return "".join(name.split()).casefold()
 
 
 def read_text(file: Path, encoding: str, findings: Findings) -> str | None:

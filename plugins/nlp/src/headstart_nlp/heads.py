@@ -15,7 +15,7 @@ from headstart.heads import Head
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from headstart.report import Evaluation, Section
+    from headstart.report.parts import Evaluation, Section
     from headstart.specs import Feature
     from headstart.stages import State
     from headstart_nlp.settings import (

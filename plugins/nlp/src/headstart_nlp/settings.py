@@ -86,6 +86,6 @@ class TableSettings(DataSettings):
     token_dropout: Share = 0.0
     """Augmentation: share of tokens replaced by the mask token, in training only."""
     word_swap: Share = 0.0
-    """Augmentation: share of neighbouring words that change places, in training only."""
+    """Augmentation: share of neighbouring words that change places, in training."""
     tokenizer: str = ""
     """Folder of a tokenizer; empty takes the one that came with the weights."""

@@ -124,7 +124,7 @@ def _json_lines(
             ),
         )
     header = list(dict.fromkeys(key for _, record in records for key in record))
-    missing = missing_columns(str(file), header, wanted) if records else []
+    missing = missing_columns(f"{file}, columns", header, wanted) if records else []
     findings.fatal.extend(missing)
     if missing:
         return None
@@ -142,7 +142,7 @@ def _parquet(file: Path, wanted: Mapping[str, str], findings: Findings) -> Table
 
     try:
         header = pq.read_schema(file).names
-        missing = missing_columns(str(file), header, wanted)
+        missing = missing_columns(f"{file}, columns", header, wanted)
         findings.fatal.extend(missing)
         if missing:
             return None
@@ -221,7 +221,7 @@ def _datasets(
         if split not in parts:
             continue
         part, name = parts[split], str(folder if len(parts) == 1 else folder / split)
-        missing = missing_columns(name, part.column_names, wanted)
+        missing = missing_columns(f"{name}, columns", part.column_names, wanted)
         findings.fatal.extend(missing)
         if missing:
             continue

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from headstart.errors import nearest
-from headstart.fetch_http import CHUNK, SourceError
+from headstart.fetch.http import CHUNK, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

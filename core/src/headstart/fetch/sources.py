@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 from packaging.version import Version
 
-from headstart.fetch_archive import Archive, copy
-from headstart.fetch_http import Http, Progress, SourceError
-from headstart.fetch_pypi import IndexFile, PackageIndex
+from headstart.fetch.archive import Archive, copy
+from headstart.fetch.http import Http, Progress, SourceError
+from headstart.fetch.package_index import IndexFile, PackageIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

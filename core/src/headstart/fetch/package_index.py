@@ -26,7 +26,7 @@ from packaging.utils import (
 )
 from packaging.version import InvalidVersion, Version
 
-from headstart.fetch_http import Http, Progress, SourceError, shown
+from headstart.fetch.http import Http, Progress, SourceError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from headstart.stages import Backbone
-    from headstart.weights import Weights
+    from headstart.weights.sources import Weights
 
 SHOWN = 12
 """Faults of one kind that are told in full; the rest is counted."""

@@ -1,7 +1,8 @@
 """The report of a run: one HTML file, written from the run folder's files alone.
 
 Opens without a network and without JavaScript. Sections of single tasks are made at
-evaluation time (:mod:`headstart.sections`) and kept in ``sections.json``; the page can
+evaluation time (:mod:`headstart.report.sections`) and kept in ``sections.json``; the
+page can
 be written anew at any time.
 """
 
@@ -13,108 +14,19 @@ import os
 import shlex
 import tomllib
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.errors import UserError
-from headstart.verdict import compare, number, primary_metric, verdict
+from headstart.report.parts import Cell, Figure, Section
+from headstart.report.verdict import compare, number, primary_metric, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
-Cell = str | int | float | bool | None
 LONGEST_TABLE = 100
 """Rows that a table shows; the rest is counted."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under named columns; columns of numbers are set to the right."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture as inline SVG (see :func:`headstart.plots.render`).
-
-    Attributes:
-        svg: The ``<svg>`` element.
-        caption: What to see in it.
-        alt: What it is, for who cannot see it.
-        wide: Whether it wants the whole width of a page.
-    """
-
-    svg: str
-    caption: str = ""
-    alt: str = ""
-    wide: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    """A titled part of the report; text is plain, never markup."""
-
-    title: str
-    text: str = ""
-    tables: tuple[Table, ...] = ()
-    figures: tuple[Figure, ...] = ()
-
-    @property
-    def wide(self) -> bool:
-        """Whether it wants the whole width of a page."""
-        cells = [cell for t in self.tables for row in t.rows for cell in row]
-        long = any(isinstance(cell, str) and len(cell) > 30 for cell in cells)
-        many = any(len(t.columns) > 5 for t in self.tables)
-        return long or many or any(figure.wide for figure in self.figures)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, for ``sections.json``."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Section:
-        """The section that :meth:`to_dict` described.
-
-        Raises:
-            KeyError, TypeError: These are not a section's values.
-        """
-        tables = (
-            Table(tuple(t["columns"]), tuple(map(tuple, t["rows"])), t["caption"])
-            for t in values["tables"]
-        )
-        figures = (Figure(**figure) for figure in values["figures"])
-        return cls(values["title"], values["text"], tuple(tables), tuple(figures))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model gave on a split, for metrics, intervals and sections.
-
-    Attributes:
-        split: ``test`` or ``validation``.
-        metrics: Results by short name.
-        outputs: A head's outputs over the whole split, NumPy arrays or lists, one row
-            per sample.
-        task: What the data module found out (labels and the like).
-        samples: Samples as people see them (``DataModule.show``), by index.
-        rows: Rows in tables of samples; the recipe's ``report.samples``.
-    """
-
-    split: str
-    metrics: Mapping[str, float]
-    outputs: Mapping[str, Any]
-    task: Mapping[str, Any]
-    samples: Callable[[int], Mapping[str, Any]] | Sequence[Mapping[str, Any]]
-    rows: int = 12
-
-    def shown(self, index: int) -> dict[str, Any]:
-        """The sample at an index as people see it."""
-        found = self.samples(index) if callable(self.samples) else self.samples[index]
-        return dict(found)
 
 
 @dataclass
@@ -258,10 +170,10 @@ def write_report(run_folder: Path) -> Path:
 def _render(run: RunFiles) -> str:
     from jinja2 import ChainableUndefined, Environment, PackageLoader
 
-    from headstart import plots
+    from headstart.report import plots
 
     environment = Environment(
-        loader=PackageLoader("headstart"),
+        loader=PackageLoader("headstart.report"),
         autoescape=True,
         undefined=ChainableUndefined,
         trim_blocks=True,
@@ -325,7 +237,7 @@ def _results(run: RunFiles, metric: str, goal: str) -> dict[str, Any]:
 
 def _curves(run: RunFiles) -> list[Figure]:
     """Loss, every validation metric, learning rate, which stages train, range test."""
-    from headstart import plots
+    from headstart.report import plots
 
     train, valid = run.of("train"), run.of("validation")
     best = run.summary.get("best_step")
@@ -375,7 +287,7 @@ def _metric_names(events: list[dict[str, Any]]) -> list[str]:
 
 
 def _bands(run: RunFiles) -> list[Figure]:
-    from headstart import plots
+    from headstart.report import plots
 
     changes = run.of("trainable")
     if not changes:
@@ -408,7 +320,7 @@ def _time_parts(time: Mapping[str, float]) -> dict[str, float]:
 
 
 def _time_bars(time: Mapping[str, float]) -> list[Figure]:
-    from headstart import plots
+    from headstart.report import plots
 
     if not time:
         return []

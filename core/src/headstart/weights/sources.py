@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from headstart import assets
 from headstart.errors import PluginError, UserError, nearest
-from headstart.hub import fetch_model
 from headstart.specs import resolve
-from headstart.tensors import (
+from headstart.weights.hub import fetch_model
+from headstart.weights.tensors import (
     SUFFIXES,
     check_files,
     files_sha256,
@@ -23,7 +23,7 @@ from headstart.tensors import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from headstart.fetch_http import Progress
+    from headstart.fetch.http import Progress
     from headstart.plugins import Registry
 
 

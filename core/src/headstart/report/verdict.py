@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from headstart.report import Evaluation
+    from headstart.report.parts import Evaluation
 
 Z95 = 1.959964
 """Two-sided 95 % quantile of the standard normal distribution."""

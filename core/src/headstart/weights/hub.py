@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headstart.errors import Fault, UserError
-from headstart.tensors import file_sha256, tensor_files
+from headstart.weights.tensors import file_sha256, tensor_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

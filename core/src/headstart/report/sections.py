@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart import plots
 from headstart.errors import PluginError, nearest
-from headstart.report import Evaluation, Figure, Section, Table
-from headstart.verdict import number
+from headstart.report import plots
+from headstart.report.parts import Evaluation, Figure, Section, Table
+from headstart.report.verdict import number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,0 +1,1 @@
+"""The evidence: verdict, sections, plots, and the page that shows them."""
