@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from headstart.hookspecs import hookimpl
+from headstart.version import __version__
 
 if TYPE_CHECKING:
     from headstart.runs import Run, run
 
-__version__ = "0.1.0"
+
 __all__ = ["Run", "__version__", "hookimpl", "run"]
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from headstart.errors import UserError
-from headstart.evaluate import Execution
-from headstart.model import Model
-from headstart.optim import HEAD
+from headstart.execution import Execution, choose_execution
+from headstart.model import HEAD, Model
 from headstart.specs import resolve
 from headstart.weights.sources import Weights, resolve_weights
 from headstart.weights.transfer import StageTransfer, TransferReport, load_weights
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from headstart.heads import Head
     from headstart.plugins import Registry
     from headstart.recipe import Recipe
-    from headstart.settings import TrainSettings
     from headstart.stages import Backbone
     from headstart.strategy import Plan
 
@@ -43,39 +41,6 @@ class Assembly:
     weights: Weights
     transfer: TransferReport | None
     execution: Execution
-
-
-def choose_execution(settings: TrainSettings) -> Execution:
-    """Device and precision as the recipe asks, or the best there is.
-
-    Raises:
-        UserError: The device is not there, or has no bf16.
-    """
-    name = settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"there is no device {name!r}",
-            where="train.device",
-            why=str(error).splitlines()[0],
-            fix='choose "auto", "cpu", or "cuda"',
-        ) from error
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported()
-    if settings.precision == "bf16" and not able:
-        raise UserError(
-            f"{name!r} has no bf16", where="train.precision", fix='choose "fp32"'
-        )
-    bf16 = settings.precision == "bf16" or (
-        settings.precision == "auto" and device.type == "cuda" and able
-    )
-    return Execution(device, bf16)
 
 
 def build_backbone(recipe: Recipe, folder: Path | None) -> Backbone:

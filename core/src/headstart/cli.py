@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headstart import __version__
 from headstart.errors import HeadstartError, UserError, nearest
+from headstart.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

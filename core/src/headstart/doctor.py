@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from headstart import __version__
 from headstart.assets import cache_folder
+from headstart.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from headstart import __version__
+from headstart.version import __version__
 
 if TYPE_CHECKING:
     from headstart.assembly import Assembly

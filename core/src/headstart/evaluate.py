@@ -17,35 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from headstart.data import DataModule, Sample
+    from headstart.execution import Execution
     from headstart.model import Model
     from headstart.specs import MetricSpec
     from headstart.stages import State
-
-
-@dataclass(frozen=True)
-class Execution:
-    """Where and in which precision a model runs."""
-
-    device: torch.device
-    bf16: bool
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def move(self, state: State) -> State:
-        """A batch on the device, nested values too."""
-        moved: State = _move(state, self.device)
-        return moved
-
-
-def _move(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {key: _move(entry, device) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_move(entry, device) for entry in value)
-    return value
 
 
 class MetricSet:

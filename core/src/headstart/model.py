@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from headstart.errors import UserError
-from headstart.optim import HEAD
 from headstart.strategy import freeze_point
 
 if TYPE_CHECKING:
     from headstart.heads import Head
     from headstart.stages import Backbone, State
+
+HEAD = "head"
+"""What the head is called where stages are listed."""
 
 
 class Model(nn.Module):

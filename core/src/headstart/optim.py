@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from headstart.model import HEAD
+
 if TYPE_CHECKING:
     from headstart.model import Model
     from headstart.settings import TrainSettings
     from headstart.strategy import Plan
-
-HEAD = "head"
 
 
 def parameter_groups(

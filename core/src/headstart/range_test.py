@@ -12,7 +12,7 @@ from headstart.optim import build_optimizer, set_learning_rates
 
 if TYPE_CHECKING:
     from headstart.data import DataModule
-    from headstart.evaluate import Execution
+    from headstart.execution import Execution
     from headstart.model import Model
     from headstart.recipe import Recipe
     from headstart.strategy import Plan

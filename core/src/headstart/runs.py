@@ -83,8 +83,9 @@ class Run:
         Raises:
             UserError: The data has other labels than the run was trained on.
         """
-        from headstart.assembly import build_data, choose_execution
+        from headstart.assembly import build_data
         from headstart.evaluate import MetricSet, evaluate
+        from headstart.execution import choose_execution
         from headstart.run_folder import read_json
 
         recipe = self.recipe(overrides)
@@ -119,8 +120,9 @@ class Run:
         import numpy as np
         import torch
 
-        from headstart.assembly import build_data, choose_execution
+        from headstart.assembly import build_data
         from headstart.evaluate import forward_batches
+        from headstart.execution import choose_execution
 
         recipe = self.recipe()
         execution = choose_execution(recipe.train)
@@ -139,8 +141,9 @@ class Run:
 
     def _open(self, recipe: Recipe) -> Model:
         """The kept model on its device, strictly loaded, head included."""
-        from headstart.assembly import build_backbone, build_head, choose_execution
+        from headstart.assembly import build_backbone, build_head
         from headstart.checkpoint import open_checkpoint
+        from headstart.execution import choose_execution
         from headstart.model import Model
         from headstart.run_folder import ARCHITECTURE, read_json
 

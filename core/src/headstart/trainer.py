@@ -19,8 +19,8 @@ from headstart.clock import bottleneck
 from headstart.environment import peak_memory_bytes
 from headstart.errors import HeadstartError, UserError
 from headstart.evaluate import MetricSet, evaluate
+from headstart.model import HEAD
 from headstart.optim import (
-    HEAD,
     build_optimizer,
     optimizer_tensors,
     restore_optimizer,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from headstart.checkpoint import Checkpoint
     from headstart.clock import Clock
     from headstart.data import DataModule
-    from headstart.evaluate import Execution
+    from headstart.execution import Execution
     from headstart.model import Model
     from headstart.recipe import Recipe
     from headstart.specs import Goal

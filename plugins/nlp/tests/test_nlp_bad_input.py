@@ -229,7 +229,7 @@ CASES = {
     "nothing in any bin": (
         HEADER + "film,2\nplot,-1\n",
         {"bins": {"low": (-9, -8), "high": (8, 9)}},
-        ["no sample is left to train on", "2 rows have a score in none of data.bins"],
+        ["no sample is left for train", "2 rows have a score in none of data.bins"],
     ),
     "test as large as all": (
         HEADER + GOOD,

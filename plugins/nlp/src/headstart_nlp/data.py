@@ -74,11 +74,10 @@ class TextTable(DataModule):
             else:
                 parts, labels = classes.check_classes(parts, settings, findings)
         findings.settle(settings, sum(table.total for table in found.values()))
-        if not len(parts["train"]):
+        if bare := [split for split, rows in parts.items() if not len(rows)]:
+            what = f"no sample is left for {' and '.join(bare)}"
             why = f"{self._outside} rows have a score in none of data.bins"
-            raise DataError(
-                Fault("no sample is left to train on", settings.path, why, "data.bins")
-            )
+            raise DataError(what, where=settings.path, why=why, fix="check data.bins")
         self._rows = self._split(parts)
         checks.warn_leaks(self._rows, findings)
         self.task = _task(self._rows["train"], settings.kind, labels)
@@ -305,13 +304,13 @@ class TextTable(DataModule):
                 shown[role] = text if len(text) <= 200 else f"{text[:199]}…"
         if "label" not in sample:
             return shown
-        label, classes = sample["label"], self.task.get("labels", ())
+        label, labels = sample["label"], self.task.get("labels", ())
         if self.task["kind"] == "regression":
             shown["label"] = float(label)
         elif self.task["kind"] == "single-label":
-            shown["label"] = classes[int(label)]
+            shown["label"] = labels[int(label)]
         else:
-            shown["label"] = ", ".join(classes[i] for i in np.flatnonzero(label))
+            shown["label"] = ", ".join(labels[i] for i in np.flatnonzero(label))
         return shown
 
     def fingerprint(self) -> str:

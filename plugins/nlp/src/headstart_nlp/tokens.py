@@ -105,8 +105,8 @@ def encode(
         texts: Texts.
         pairs: Second texts; empty for none.
         max_length: Most tokens per sample.
-        words: Also give ``word_ids``: the number of each token's word, different for
-            every word of a sample, -1 for special tokens.
+        words: Also give ``word_ids``: the number of each token's word in its text, -1
+            for special tokens.
 
     Returns:
         Arrays of int32 by state key, and how many samples were cut.
@@ -128,17 +128,11 @@ def encode(
             if types:
                 sample["token_type_ids"] = np.array(encoding.type_ids, dtype=np.int32)
             if words:
-                sample["word_ids"] = _words(encoding)
+                found = [-1 if word is None else word for word in encoding.word_ids]
+                sample["word_ids"] = np.array(found, dtype=np.int32)
             samples.append(sample)
             cut += bool(encoding.overflowing)
     return samples, cut
-
-
-def _words(encoding: Any) -> np.ndarray:
-    found = np.array([-1 if w is None else w for w in encoding.word_ids], np.int32)
-    parts = np.array([p or 0 for p in encoding.sequence_ids], np.int32)
-    # Words are counted from 0 in each of the two texts.
-    return np.where(found < 0, -1, found + parts * (found.max(initial=0) + 1))
 
 
 def pad(rows: Sequence[np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:
