@@ -51,11 +51,9 @@ def build_backbone(recipe: Recipe, folder: Path | None) -> Backbone:
     return backbone
 
 
-def build_data(recipe: Recipe, preprocessing: Mapping[str, Any]) -> DataModule:
-    """The data module of ``[data]``, not loaded yet."""
-    data: DataModule = resolve(recipe.data_spec.factory)(
-        recipe.data, preprocessing, recipe.train.seed
-    )
+def build_data(recipe: Recipe) -> DataModule:
+    """The data module of ``[data]``, neither loaded nor prepared."""
+    data: DataModule = resolve(recipe.data_spec.factory)(recipe.data, recipe.train.seed)
     return data
 
 
@@ -82,11 +80,13 @@ def assemble(
             fix='e.g. "hf:google-bert/bert-base-uncased@REVISION", "file:FOLDER", or '
             '"none" with the architecture in backbone.config',
         )
+    # First the data: a fault in it should not cost a download of weights.
+    data = build_data(recipe)
+    data.load()
     weights = resolve_weights(recipe.weights, registry, progress)
     torch.manual_seed(recipe.train.seed)
     backbone = build_backbone(recipe, weights.folder)
-    data = build_data(recipe, backbone.preprocessing)
-    data.load()
+    data.prepare(backbone.preprocessing)
     if recipe.strategy.name == "scratch":
         weights = replace(weights, files=())
     transfer = load_weights(backbone, weights, allow=recipe.backbone.allow)

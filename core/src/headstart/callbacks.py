@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from headstart.errors import UserError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -58,17 +60,25 @@ class TensorBoardLog(Callback):
     """Numbers of every record as TensorBoard scalars, ``event/name``."""
 
     def __init__(self, folder: Path) -> None:
-        from headstart.errors import UserError
+        from torch.utils.tensorboard import SummaryWriter
 
+        self._writer = SummaryWriter(str(folder))
+
+    @staticmethod
+    def require() -> None:
+        """Find out before anything is written whether TensorBoard is there.
+
+        Raises:
+            UserError: It is not installed.
+        """
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
             raise UserError(
                 "TensorBoard is not installed",
                 where="train.tensorboard",
                 fix="pip install 'headstart[tensorboard]', or leave it false",
             ) from error
-        self._writer = SummaryWriter(str(folder))
 
     def on_record(self, record: Record) -> None:
         for name, value in record.items():

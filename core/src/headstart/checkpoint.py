@@ -103,10 +103,10 @@ def write_checkpoint(
         _flush(checkpoints)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # safetensors reports a full disk in an error of its own, with the text alone.
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
-        if not full and not isinstance(error, OSError):
+        # safetensors reports what the system says as text in an error of its own.
+        if not isinstance(error, OSError) and "I/O error" not in str(error):
             raise
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
         raise HeadstartError(
             "the disk is full" if full else "the checkpoint cannot be written",
             where=str(final),
@@ -173,7 +173,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     faults = faults_of(folder)
     if faults:
         raise UserError(*faults)
-    return Checkpoint(folder, int(folder.name.removeprefix("step-")))
+    return Checkpoint(folder, int(_step(folder)))
 
 
 def newest_checkpoint(checkpoints: Path) -> tuple[Checkpoint, list[Fault]]:
@@ -206,7 +206,12 @@ def open_checkpoint(checkpoints: Path) -> tuple[Checkpoint, list[Fault]]:
 
 
 def _newest_first(checkpoints: Path) -> Sequence[Path]:
-    return sorted(checkpoints.glob("step-*"), key=lambda p: p.name, reverse=True)
+    folders = [p for p in checkpoints.glob("step-*") if _step(p).isdigit()]
+    return sorted(folders, key=lambda p: int(_step(p)), reverse=True)
+
+
+def _step(folder: Path) -> str:
+    return folder.name.removeprefix("step-")
 
 
 def _sha256(path: Path) -> str:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from headstart.errors import HeadstartError, UserError, nearest
+from headstart.errors import DataError, HeadstartError, UserError, nearest
+from headstart.listing import (
+    KINDS,
+    SPECS,
+    list_rows,
+    plugin_rows,
+    print_json,
+    print_rows,
+    recipe_text,
+    show_settings,
+    show_spec,
+    wrapped,
+)
 from headstart.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from types import TracebackType
 
-    from headstart.plugins import Registry
+    from headstart.plugins import PluginInfo, Registry
 
-KINDS = ("recipes", "backbones", "heads", "data", "metrics", "weights")
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for programs."
@@ -25,30 +39,55 @@ json_option = click.option(
 
 
 class Commands(click.Group):
-    """Offers the nearest command for a misspelt one."""
+    """Offers the nearest commands, and turns every error into words and a code."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            hint = nearest(args[0], self.list_commands(ctx))
+        names = self.list_commands(ctx)
+        if args[0] not in names:
+            close = difflib.get_close_matches(args[0].casefold(), names, n=3)
+            hint = " or ".join(map(repr, close))
             raise click.UsageError(
-                f"There is no command {args[0]!r}; {hint}", ctx
-            ) from error
+                f"There is no command {args[0]!r}; "
+                + (f"did you mean {hint}?" if close else nearest(args[0], names)),
+                ctx,
+            )
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HeadstartError as error:
+            _say_error(str(error))
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        except BrokenPipeError:
+            # Whoever read the output has seen enough. Python flushes at its exit,
+            # which would fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            sys.exit(_unexpected(error))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="headstart")
-def commands() -> None:
+@click.pass_context
+def commands(ctx: click.Context) -> None:
     """Fine-tune a pretrained model on your data, and see whether it paid.
 
     Start with `headstart list recipes` and `headstart run RECIPE`.
     """
+    if os.environ.get("NO_COLOR"):
+        ctx.color = False
 
 
-@commands.command()
+@commands.command(short_help="Train as a recipe says, test, and write a report.")
 @click.argument("recipe")
 @overrides_argument
 @click.option("--folder", type=click.Path(path_type=Path), help="The run folder.")
@@ -66,30 +105,32 @@ def run(
     RECIPE is a packaged recipe (nlp/sentiment) or a TOML file. KEY=VALUE changes a
     setting: train.epochs=3 data.path=reviews.csv
     """
-    from rich.console import Console
-
     from headstart.console import RunConsole, show_result
     from headstart.recipe import parse_overrides
     from headstart.runs import run as run_recipe
 
     values = parse_overrides(overrides)
-    teller = None if quiet or as_json else RunConsole(Console(stderr=True))
-    done = run_recipe(
-        recipe,
-        values,
-        folder=folder,
-        callbacks=[teller] if teller else [],
-        progress=teller.transfers if teller else None,
-    )
+    teller = None if quiet or as_json else RunConsole()
+    try:
+        done = run_recipe(
+            recipe,
+            values,
+            folder=folder,
+            callbacks=[teller] if teller else [],
+            progress=teller.transfers if teller else None,
+        )
+    finally:
+        if teller:
+            teller.close()
     if as_json:
-        _print_json({"folder": str(done.folder), **done.summary})
+        print_json({"folder": str(done.folder), **done.summary})
     else:
-        show_result(Console(), done)
+        show_result(done)
     if done.summary["status"] == "interrupted":
         sys.exit(130)
 
 
-@commands.command()
+@commands.command(short_help="Measure a run's model on a split or on other data.")
 @click.argument("run_folder", metavar="RUN")
 @overrides_argument
 @click.option(
@@ -105,12 +146,15 @@ def evaluate(
 
     metrics = Run(run_folder).evaluate(split, parse_overrides(overrides))
     if as_json:
-        _print_json(metrics)
-    else:
-        _print_rows([{"metric": k, split: f"{v:.4f}"} for k, v in metrics.items()])
+        print_json(metrics)
+        return
+    from headstart.report.verdict import number
+
+    rows = [{"metric": name, split: number(value)} for name, value in metrics.items()]
+    print_rows(rows, right=[split])
 
 
-@commands.command()
+@commands.command(short_help="Predict for texts or files with a run's model.")
 @click.argument("run_folder", metavar="RUN")
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option(
@@ -121,70 +165,91 @@ def predict(
     run_folder: str, inputs: tuple[str, ...], output: Path | None, as_json: bool
 ) -> None:
     """Predict for INPUTs: texts or files, as the run's data has them; - reads lines
-    from standard input.
+    from standard input. To a terminal as a table, else as JSON lines.
     """
     from headstart.runs import Run
 
     items: list[str] = []
     for item in inputs or ("-",):
-        items += sys.stdin.read().splitlines() if item == "-" else [item]
+        items += _input_lines() if item == "-" else [item]
     results = Run(run_folder).predict_each(items)
     if output:
         count = _write_lines(output, results)
-        click.echo(f"{count} predictions in {output}")
+        click.echo(f"{count} prediction{'s' * (count != 1)} in {output}", err=True)
     elif as_json or not sys.stdout.isatty():
         for result in results:
-            click.echo(json.dumps(result, ensure_ascii=False))
+            print_json(result, indent=None)
     else:
-        _print_rows([_flat(result) for result in results])
+        print_rows(
+            [
+                {**_flat(result), "input": item}
+                for result, item in zip(results, items, strict=True)
+            ]
+        )
 
 
-@commands.command("list")
+@commands.command("list", short_help="List recipes, backbones, heads, data and more.")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
 @json_option
 def list_(kind: str | None, as_json: bool) -> None:
     """List recipes, backbones, heads, data, metrics or weights sources."""
     registry = _registry()
-    listed = {k: _listing(registry, k) for k in ([kind] if kind else KINDS)}
+    listed = {k: list_rows(registry, k) for k in ([kind] if kind else KINDS)}
     if as_json:
-        _print_json(listed)
+        print_json(listed)
         return
     for position, (name, rows) in enumerate(listed.items()):
         if not kind:
             click.secho(("\n" if position else "") + name, bold=True)
-        _print_rows(rows, header=False)
-    if not registry.plugins:
-        click.echo("No plugin is installed: pip install headstart-nlp")
+        print_rows(rows, header=False)
+    _say_missing(registry)
 
 
-@commands.command()
+@commands.command(short_help="Show a recipe, or what can be set on a piece of one.")
 @click.argument("name")
-def show(name: str) -> None:
-    """Show a recipe's text, or what can be set on a backbone, a head or data."""
+@click.option(
+    "--kind",
+    type=click.Choice(["recipe", *SPECS]),
+    help="Which, where several have the name.",
+)
+def show(name: str, kind: str | None) -> None:
+    """Show a recipe's text, or what can be set on a backbone, a head or data.
+
+    NAME may also be a section that every recipe has: train, strategy, metrics …
+    """
+    from headstart.recipe import CORE_SECTIONS
+
     registry = _registry()
     tables: dict[str, Mapping[str, Any]] = {
-        "backbone": registry.backbones,
-        "head": registry.heads,
-        "data": registry.data,
-        "metric": registry.metrics,
+        "recipe": registry.recipes,
+        **{noun: getattr(registry, table) for noun, table in SPECS.items()},
     }
-    if name in registry.recipes:
-        click.echo(_recipe_text(registry, name), nl=False)
+    if name in CORE_SECTIONS and not kind:
+        show_settings(name, CORE_SECTIONS[name])
         return
-    for kind, specs in tables.items():
-        if name in specs:
-            _show_spec(kind, specs[name])
-            return
-    known = [n for specs in (registry.recipes, *tables.values()) for n in specs]
-    raise UserError(f"nothing is called {name!r}", fix=nearest(name, known))
+    found = [k for k, table in tables.items() if name in table and kind in (None, k)]
+    if not found:
+        known = {n for k, table in tables.items() if kind in (None, k) for n in table}
+        try:
+            registry.recipe(name)  # for the fate of a plugin that is not there
+        except UserError:
+            pass
+        hint = nearest(name, known if kind else known | set(CORE_SECTIONS))
+        raise UserError(f"no {kind or 'piece'} is called {name!r}", fix=hint)
+    if found[0] == "recipe":
+        click.echo(recipe_text(registry, name), nl=False)
+    else:
+        show_spec(found[0], tables[found[0]][name])
+    for other in found[1:]:
+        click.echo(f"also: headstart show {name} --kind {other}", err=True)
 
 
-@commands.command()
+@commands.command(short_help="Copy a packaged recipe, to make it your own.")
 @click.argument("recipe")
 @click.argument("file", type=click.Path(path_type=Path))
 def copy(recipe: str, file: Path) -> None:
     """Copy a packaged RECIPE to FILE, to make it your own."""
-    text = _recipe_text(_registry(), recipe)
+    text = recipe_text(_registry(), recipe)
     try:
         with file.open("x", encoding="utf-8") as target:
             target.write(text)
@@ -199,7 +264,7 @@ def copy(recipe: str, file: Path) -> None:
     click.echo(f"{file}: change it, then `headstart run {file}`")
 
 
-@commands.command()
+@commands.command(short_help="Check a recipe and its data, and train nothing.")
 @click.argument("recipe")
 @overrides_argument
 @click.option(
@@ -207,40 +272,20 @@ def copy(recipe: str, file: Path) -> None:
 )
 def check(recipe: str, overrides: tuple[str, ...], no_data: bool) -> None:
     """Check a recipe and its data, and train nothing."""
-    from rich.console import Console
-
     from headstart.recipe import load_recipe, parse_overrides
 
     registry = _registry()
     checked = load_recipe(recipe, parse_overrides(overrides), registry=registry)
-    click.echo(
-        f"{checked.name}: {checked.backbone.name} + {checked.head.name} on "
-        f"{checked.data.name} fit together"
-    )
+    pieces = f"{checked.backbone.name} + {checked.head.name} on {checked.data.name}"
+    click.echo(f"{checked.name}: {pieces} fit together")
     if no_data:
         return
-    from headstart.assembly import assemble, complete_transfer
-    from headstart.console import Transfers, show_faults
-    from headstart.trainer import plan_training
+    from headstart.console import check_data
 
-    console = Console()
-    transfers = Transfers(console)
-    try:
-        assembly = assemble(checked, registry, transfers)
-    finally:
-        transfers.close()
-    plan = plan_training(checked, assembly)
-    for line in complete_transfer(assembly, plan).lines():
-        click.echo(line)
-    for key, value in assembly.data.describe().items():
-        click.echo(f"{key}: {value}")
-    findings = assembly.data.findings
-    show_faults(console, findings.warnings, "warning")
-    show_faults(console, findings.left_out, "warning")
-    click.echo(f"ready: {plan.total} steps of {checked.train.batch_size}")
+    check_data(checked, registry)
 
 
-@commands.command()
+@commands.command(short_help="List plugins, and why one did not load.")
 @click.option("-v", "--verbose", is_flag=True, help="With the full traceback.")
 @json_option
 def plugins(verbose: bool, as_json: bool) -> None:
@@ -248,36 +293,35 @@ def plugins(verbose: bool, as_json: bool) -> None:
     from headstart.plugins import plugin_table
 
     registry = _registry()
-    rows = plugin_table(registry)
     if as_json:
-        _print_json(rows)
+        print_json(plugin_table(registry))
         return
-    _print_rows(rows)
-    if not rows:
-        click.echo("No plugin is installed: pip install headstart-nlp")
-    for plugin in registry.plugins if verbose else ():
-        if plugin.traceback:
-            click.echo(f"\n{plugin.name}\n{plugin.traceback}")
+    print_rows(plugin_rows(registry))
+    if not registry.plugins:
+        _say_missing(registry)
+    failed = [plugin for plugin in registry.plugins if plugin.traceback]
+    for plugin in failed if verbose else ():
+        click.secho(f"\n{plugin.name}", bold=True)
+        click.echo(plugin.traceback.rstrip())
+    if failed and not verbose:
+        click.echo("`headstart plugins -v` shows the full traceback", err=True)
 
 
-@commands.command()
+@commands.command(short_help="List, fetch, verify or remove weights and data.")
 @click.argument(
     "action", type=click.Choice(["list", "fetch", "verify", "remove"]), default="list"
 )
 @click.argument("names", nargs=-1)
 def assets(action: str, names: tuple[str, ...]) -> None:
     """List, fetch, verify or remove the weights and data that recipes use."""
-    from rich.console import Console
-
     from headstart import assets as store
-    from headstart.console import Transfers, show_faults
 
     packages = _registry().packages()
     known = {a.name: a for p in packages for a in store.load_manifest(p).values()}
     chosen = [store.find_asset(name, packages) for name in names] or [*known.values()]
     if action == "list":
-        click.echo(f"cache: {store.cache_folder()}")
-        _print_rows(
+        click.echo(f"cache: {store.cache_folder()}", err=True)
+        print_rows(
             [
                 {
                     "asset": asset.name,
@@ -287,40 +331,42 @@ def assets(action: str, names: tuple[str, ...]) -> None:
                     "summary": asset.summary,
                 }
                 for asset in chosen
-            ]
+            ],
+            right=["size"],
         )
         return
     if action == "remove" and not names:
         raise UserError("name the assets to remove", fix=", ".join(known))
-    console = Console()
-    transfers = Transfers(console)
-    failed = False
+    if action == "fetch":
+        from headstart.console import Transfers
+
+        with Transfers() as transfers:
+            for asset in chosen:
+                place = store.fetch(asset, progress=transfers)
+                click.echo(f"{asset.name}: {place}")
+        return
+    faults = []
     for asset in chosen:
-        if action == "fetch":
-            click.echo(f"{asset.name}: {store.fetch(asset, progress=transfers)}")
-        elif action == "remove":
+        if action == "remove":
             store.remove(asset)
             click.echo(f"{asset.name}: removed")
+        elif wrong := store.verify(asset):
+            faults += wrong
         else:
-            faults = store.verify(asset)
-            failed = failed or bool(faults)
-            show_faults(console, faults, "error")
-            if not faults:
-                click.echo(f"{asset.name}: every hash holds")
-    transfers.close()
-    if failed:
-        sys.exit(3)
+            click.echo(f"{asset.name}: every hash holds")
+    if faults:
+        raise DataError(*faults)
 
 
-@commands.command()
+@commands.command(short_help="Tell what this machine has, and what is amiss.")
 @json_option
 def doctor(as_json: bool) -> None:
-    """Tell what this machine has, and what is amiss."""
+    """Tell what this machine has, and what is amiss; then the exit code is 1."""
     from headstart.doctor import examine
 
     findings = examine(_registry())
     if as_json:
-        _print_json([vars(finding) for finding in findings])
+        print_json([vars(finding) for finding in findings])
     else:
         for finding in findings:
             mark, colour = ("ok  ", "green") if finding.ok else ("FAIL", "red")
@@ -329,7 +375,7 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
-@commands.command()
+@commands.command(short_help="Write a run's report anew and print where it is.")
 @click.argument("run_folder", metavar="RUN")
 def report(run_folder: str) -> None:
     """Write a run's report anew and print where it is."""
@@ -339,18 +385,8 @@ def report(run_folder: str) -> None:
 
 
 def main() -> None:
-    """The console script: every error of ours in words, with its exit code."""
-    try:
-        commands(prog_name="headstart")
-    except HeadstartError as error:
-        click.secho("error: ", fg="red", err=True, nl=False)
-        click.echo(str(error), err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
+    """The console script."""
+    commands(prog_name="headstart")
 
 
 def _registry() -> Registry:
@@ -359,59 +395,80 @@ def _registry() -> Registry:
     return load_plugins()
 
 
-def _listing(registry: Registry, kind: str) -> list[dict[str, str]]:
-    if kind == "recipes":
-        return [
-            {"name": name, "summary": _recipe_summary(registry, name)}
-            for name in sorted(registry.recipes)
-        ]
-    if kind == "weights":
-        return [
-            {"name": f"{scheme}:", "summary": spec.summary}
-            for scheme, spec in sorted(registry.weight_sources.items())
-        ]
-    specs = getattr(registry, kind)
-    return [{"name": n, "summary": specs[n].summary} for n in sorted(specs)]
+def _say_error(text: str) -> None:
+    if sys.stderr.isatty():
+        import shutil
+
+        text = wrapped(f"error: {text}", shutil.get_terminal_size().columns)
+        text = text.removeprefix("error: ")
+    click.secho("error: ", fg="red", err=True, nl=False)
+    click.echo(text, err=True)
 
 
-def _recipe_text(registry: Registry, name: str) -> str:
-    from importlib.resources import files
-
-    source = registry.recipe(name)
-    return files(source.package).joinpath(source.path).read_text(encoding="utf-8")
-
-
-def _recipe_summary(registry: Registry, name: str) -> str:
-    import tomllib
-
-    return str(tomllib.loads(_recipe_text(registry, name)).get("summary", ""))
+def _say_missing(registry: Registry) -> None:
+    """Why there may be less than was hoped for."""
+    failed = sum(info.status != "loaded" for info in registry.plugins)
+    if failed:
+        noun = "a plugin" if failed == 1 else f"{failed} plugins"
+        click.echo(f"{noun} did not load: see `headstart plugins`", err=True)
+    if not registry.plugins:
+        click.echo("no plugin is installed: pip install headstart-nlp", err=True)
 
 
-def _show_spec(kind: str, spec: Any) -> None:
-    from headstart.specs import resolve
+def _unexpected(error: Exception) -> int:
+    """The traceback, and to whom it should go; returns the exit code."""
+    import traceback
 
-    click.secho(f"{kind} {spec.name}", bold=True)
-    click.echo(spec.summary)
-    for label, value in vars(spec).items():
-        if label in ("stages", "inputs", "needs", "targets", "metrics", "yields"):
-            click.echo(f"{label}: {', '.join(value) or 'known with the weights'}")
-        elif label in ("weights", "licence", "goal") and value:
-            click.echo(f"{label}: {value}")
-    if kind == "metric":
-        return
-    click.secho(f"\nsettings of [{kind}]", bold=True)
-    rows = []
-    for key, field in resolve(spec.settings).model_fields.items():
-        default = "" if field.is_required() else json.dumps(field.default, default=str)
-        about = " ".join((field.description or "").replace("``", "").split())
-        rows.append({"key": key, "default": default, "about": about})
-    _print_rows(rows)
+    traceback.print_exception(error)
+    plugin = _culprit(error.__traceback__)
+    owner = f"the plugin {plugin.name!r}" if plugin else "headstart"
+    to = (plugin.distribution or plugin.package) if plugin else "headstart"
+    _say_error(
+        f"this is a fault of {owner}, not of yours\n"
+        f"  why: {type(error).__name__}: {error}\n"
+        f"  fix: report it to the authors of {to}, with the command, everything "
+        "printed above and what `headstart doctor` prints"
+    )
+    return 4 if plugin else 1
+
+
+def _culprit(trace: TracebackType | None) -> PluginInfo | None:
+    """The plugin whose code was the last of headstart's and the plugins' to run."""
+    modules = []
+    while trace:
+        modules.append(f"{trace.tb_frame.f_globals.get('__name__', '')}.")
+        trace = trace.tb_next
+    plugins = [info for info in _registry().plugins if info.package]
+    for module in reversed(modules):
+        for info in plugins:
+            if module.startswith(f"{info.package}."):
+                return info
+        if module.startswith("headstart."):
+            return None
+    return None
+
+
+def _input_lines() -> list[str]:
+    """The lines of standard input."""
+    stream = click.get_text_stream("stdin", encoding="utf-8", errors="strict")
+    if stream.isatty():
+        raise UserError(
+            "there is nothing to predict for",
+            fix="give texts or files, or pipe lines into this command",
+        )
+    try:
+        # Not splitlines(), for which a form feed also ends a line.
+        return [line.rstrip("\r\n") for line in stream]
+    except UnicodeDecodeError as error:
+        raise DataError(
+            "this is not UTF-8 text", where="standard input", why=str(error)
+        ) from error
 
 
 def _write_lines(path: Path, results: Iterable[Mapping[str, Any]]) -> int:
     """JSON lines, whole or not at all."""
     count = 0
-    fresh = path.with_name(f".{path.name}.partial")
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with fresh.open("w", encoding="utf-8") as file:
             for result in results:
@@ -430,37 +487,11 @@ def _write_lines(path: Path, results: Iterable[Mapping[str, Any]]) -> int:
 def _flat(result: Mapping[str, Any]) -> dict[str, str]:
     """The short values of a prediction, for a table."""
     return {
-        key: f"{value:.4f}" if isinstance(value, float) else str(value)
+        key: f"{value:.3f}"
+        if isinstance(value, float)
+        else ", ".join(map(str, value))
+        if isinstance(value, list)
+        else str(value)
         for key, value in result.items()
         if not isinstance(value, dict)
     }
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1, default=str))
-
-
-def _print_rows(rows: list[dict[str, str]], header: bool = True) -> None:
-    """Columns as wide as their cells; the last one wraps to the terminal."""
-    if not rows:
-        return
-    import shutil
-    import textwrap
-
-    keys = list(rows[0])
-    widths = [
-        max([len(key) if header else 0, *(len(row[key]) for row in rows)])
-        for key in keys[:-1]
-    ]
-    indent = sum(widths) + 2 * len(widths)
-    room = max(shutil.get_terminal_size((100, 24)).columns - indent, 24)
-    lines = ([dict(zip(keys, keys, strict=True))] if header else []) + rows
-    for number, row in enumerate(lines):
-        cells = "".join(
-            row[k].ljust(w + 2) for k, w in zip(keys[:-1], widths, strict=True)
-        )
-        text = textwrap.wrap(row[keys[-1]], room) or [""]
-        first = (cells + text[0]).rstrip()
-        click.echo(click.style(first, bold=True) if header and not number else first)
-        for line in text[1:]:
-            click.echo(" " * indent + line)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -14,23 +16,52 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
 from headstart.callbacks import Callback, Record
+from headstart.listing import UNWRAPPED, format_rows
 from headstart.report.verdict import number, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from rich.console import Console
+    from collections.abc import Iterable, Mapping, Sequence
 
     from headstart.assembly import Assembly
+    from headstart.errors import Fault
+    from headstart.plugins import Registry
     from headstart.recipe import Recipe
     from headstart.runs import Run
     from headstart.weights.transfer import TransferReport
 
 REFRESH = 5
 """Steps between two updates of the bar; each costs the training some microseconds."""
+LISTED = 20
+"""Rows of a table of the data (classes) that are shown."""
+
+
+class Screen(Console):
+    """Wraps at words on a terminal and never elsewhere, where a line is a record."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False)
+        self.ends_quietly = not stderr
+
+    @property
+    def columns(self) -> int:
+        return self.width if self.is_terminal else UNWRAPPED
+
+    def say(self, text: str = "", style: str = "") -> None:
+        self.print(text, style=style, soft_wrap=not self.is_terminal)
+
+    def say_rows(self, rows: Iterable[tuple[str, str]]) -> None:
+        """Labels and texts in two columns."""
+        table = [{"label": f"{label:6s}", "text": text} for label, text in rows]
+        for line in format_rows(table, self.columns, header=False):
+            self.print(escape(line), soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """A closed standard error must not end a training; rich would exit with 1."""
+        if self.ends_quietly:
+            raise BrokenPipeError
+        self.quiet = True
 
 
 class Transfers:

@@ -107,17 +107,17 @@ class Baseline:
 class DataModule(ABC):
     """Samples of a task, their splits, and how they become batches.
 
+    :meth:`load` reads and checks, before any weights are fetched; :meth:`prepare`
+    then makes of it what the backbone takes. Predictions need only the latter.
+
     Args:
         settings: The recipe's ``[data]``.
-        preprocessing: What the backbone says about its inputs.
         seed: Seed of splits and sub-sampling.
     """
 
-    def __init__(
-        self, settings: DataSettings, preprocessing: Mapping[str, Any], seed: int
-    ) -> None:
+    def __init__(self, settings: DataSettings, seed: int) -> None:
         self.settings = settings
-        self.preprocessing = preprocessing
+        self.preprocessing: Mapping[str, Any] = {}
         self.seed = seed
         self.findings = Findings()
         self.task: dict[str, Any] = {}
@@ -130,9 +130,23 @@ class DataModule(ABC):
     def load(self) -> None:
         """Read, check and split; fills ``task`` and ``findings``.
 
+        May complete ``settings``, e.g. with how an asset wants to be read; the run
+        folder's recipe then has them in full.
+
         Raises:
             DataError: All faults together.
         """
+
+    def prepare(self, preprocessing: Mapping[str, Any]) -> None:
+        """Make the samples what the backbone takes (tokens, size, sampling rate).
+
+        Args:
+            preprocessing: What the backbone says about its inputs.
+
+        Raises:
+            DataError: They cannot be made so.
+        """
+        self.preprocessing = preprocessing
 
     @abstractmethod
     def samples(self, split: Split) -> Sequence[Sample]:

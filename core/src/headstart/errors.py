@@ -80,6 +80,15 @@ class PluginError(HeadstartError):
     exit_code = 4
 
 
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """The name that is most like this one, whatever its case; ``None`` if none is."""
+    folded = {known.casefold().strip(): known for known in sorted(names)}
+    match = difflib.get_close_matches(
+        name.casefold().strip(), list(folded), n=1, cutoff=0.6
+    )
+    return folded[match[0]] if match else None
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """The hint for a name that does not exist: the closest one, else all of them.
 
@@ -88,12 +97,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
         no names at all.
     """
     known = sorted(set(names))
-    folded = {k.casefold().strip(): k for k in known}
-    match = difflib.get_close_matches(
-        name.casefold().strip(), list(folded), n=1, cutoff=0.6
-    )
-    if match:
-        return f"did you mean {folded[match[0]]!r}?"
+    match = closest(name, known)
+    if match is not None:
+        return f"did you mean {match!r}?"
     if not known:
         return ""
     shown = ", ".join(known[:12])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from headstart.errors import UserError
+from headstart.errors import PluginError, UserError
 from headstart.strategy import freeze_point
 
 if TYPE_CHECKING:
@@ -38,9 +38,21 @@ class Model(nn.Module):
         return freeze_point(self.backbone.stage_names, self.trainable)
 
     def part_of(self, parameter: str) -> str:
-        """The stage a parameter belongs to by name, or ``head``."""
-        owner, _, rest = parameter.partition(".")
-        return HEAD if owner == "head" else rest.split(".")[1]
+        """The stage a parameter belongs to by name, or ``head``.
+
+        Raises:
+            PluginError: It belongs to neither.
+        """
+        match parameter.split("."):
+            case ["head", *_]:
+                return HEAD
+            case ["backbone", "stages", stage, *_]:
+                return stage
+        raise PluginError(
+            f"the parameter {parameter!r} belongs to no stage",
+            why="what belongs to no stage can neither be frozen nor cached",
+            fix="make it part of one of the backbone's stages",
+        )
 
     def train_stages(self, stages: frozenset[str]) -> None:
         """Choose the stages that train; all others are frozen.

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from headstart.batches import BatchParts
+from headstart.errors import HeadstartError
 from headstart.optim import build_optimizer, set_learning_rates
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def range_test(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            smoothed = 0.8 * smoothed + 0.2 * float(loss)
+            smoothed = 0.8 * smoothed + 0.2 * loss.item()
             corrected = smoothed / (1 - 0.8 ** (len(curve) + 1))
             curve.append((rate, corrected))
             if not math.isfinite(corrected) or corrected > 3 * curve[0][1]:
@@ -67,10 +68,21 @@ def range_test(
 
 
 def suggestion(curve: list[tuple[float, float]]) -> float:
-    """A third of the learning rate at the steepest fall of the loss."""
+    """A third of the learning rate at the steepest fall of the loss.
+
+    Raises:
+        HeadstartError: The loss ran away before there was anything to see.
+    """
     usable = [(rate, loss) for rate, loss in curve if math.isfinite(loss)]
-    lowest = min(range(len(usable)), key=lambda i: usable[i][1])
     window = 5
+    if len(usable) <= window // 2:
+        raise HeadstartError(
+            "the range test finds no learning rate: the loss ran away at once",
+            where="train.learning_rate",
+            why=f"it was {curve[-1][1]} at learning rate {curve[-1][0]:.1e}",
+            fix="look at the data, or set train.learning_rate yourself",
+        )
+    lowest = min(range(len(usable)), key=lambda i: usable[i][1])
     falls = [
         (usable[i][1] - usable[min(i + window, lowest)][1], usable[i + window // 2][0])
         for i in range(max(lowest - window // 2, 1))

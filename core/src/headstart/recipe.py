@@ -6,16 +6,26 @@ said at once, each time with the nearest valid name.
 
 from __future__ import annotations
 
-import tomllib
-from dataclasses import dataclass
-from importlib.resources import files
+import copy
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import tomli_w
 from pydantic import ValidationError
 
-from headstart.errors import Fault, HeadstartError, UserError, nearest
+from headstart.errors import (
+    Fault,
+    HeadstartError,
+    PluginError,
+    UserError,
+    closest,
+    nearest,
+)
+from headstart.explain import number_faults, setting_faults, types_of
+from headstart.fit import fit_faults
+from headstart.reading import Overrides, parse_overrides, read_recipe
 from headstart.settings import (
     BackboneSettings,
     DataSettings,
@@ -31,18 +41,22 @@ from headstart.settings import (
 from headstart.specs import resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from headstart.plugins import Registry
-    from headstart.specs import (
-        BackboneSpec,
-        DataSpec,
-        FeatureKind,
-        HeadSpec,
-        MetricSpec,
-    )
+    from headstart.specs import BackboneSpec, DataSpec, HeadSpec, MetricSpec
 
-S = TypeVar("S", bound=Settings)
+__all__ = [
+    "CORE_SECTIONS",
+    "PLUGIN_SECTIONS",
+    "SECTIONS",
+    "Recipe",
+    "build_recipe",
+    "load_recipe",
+    "parse_overrides",
+    "read_recipe",
+    "short_name",
+]
 
 CORE_SECTIONS: dict[str, type[Settings]] = {
     "strategy": StrategySettings,
@@ -88,7 +102,8 @@ class Recipe:
     @property
     def best(self) -> str:
         """The metric that decides."""
-        return self.metrics.best or short_name(self.metric_specs[0].name)
+        first = short_name(self.metric_specs[0].name) if self.metric_specs else "loss"
+        return self.metrics.best or first
 
     @property
     def eval_batch_size(self) -> int:
@@ -111,72 +126,6 @@ def short_name(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def read_recipe(
-    reference: str | Path, registry: Registry
-) -> tuple[dict[str, Any], str]:
-    """The raw tables of a packaged recipe (``nlp/sentiment``) or of a TOML file.
-
-    Returns:
-        The tables, and what to call their origin in errors.
-
-    Raises:
-        UserError: No such recipe or file, or not TOML.
-    """
-    text = str(reference)
-    if text.endswith(".toml") or Path(text).is_file():
-        path = Path(text)
-        if not path.is_file():
-            raise UserError(
-                "there is no such recipe file",
-                where=text,
-                fix="`headstart list recipes` shows the packaged ones; `headstart "
-                "copy RECIPE FILE` makes one your own",
-            )
-        content = path.read_bytes()
-    else:
-        source = registry.recipe(text)
-        content = files(source.package).joinpath(source.path).read_bytes()
-    try:
-        return tomllib.loads(content.decode("utf-8")), text
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            "this is not a valid TOML file",
-            where=text,
-            why=str(error),
-            fix="texts want quotes, and every table its [header]",
-        ) from error
-
-
-def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
-    """``["train.epochs=3", "data.path=a.csv"]`` to typed values.
-
-    A value is read as TOML where it is valid TOML (``3``, ``true``, ``[1, 2]``), else
-    as text.
-
-    Raises:
-        UserError: A pair without ``=``; all of them together.
-    """
-    values: dict[str, Any] = {}
-    faults = []
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key.strip():
-            faults.append(
-                Fault(
-                    f"{pair!r} is not an override",
-                    fix="write key=value, e.g. train.epochs=3",
-                )
-            )
-            continue
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            values[key.strip()] = value
-    if faults:
-        raise UserError(*faults)
-    return values
-
-
 def load_recipe(
     reference: str | Path,
     overrides: Mapping[str, Any] | None = None,
@@ -192,7 +141,7 @@ def load_recipe(
 
     Raises:
         UserError: Everything that is wrong with it, together.
-        PluginError: It needs a plugin that is missing or broken.
+        PluginError: The same, when it needs a plugin that is missing or broken.
     """
     tables, origin = read_recipe(reference, registry)
     return build_recipe(tables, overrides or {}, origin=origin, registry=registry)
@@ -206,269 +155,235 @@ def build_recipe(
     registry: Registry,
 ) -> Recipe:
     """Check the raw tables of a recipe; see :func:`load_recipe`."""
-    faults: list[Fault] = []
-    merged = _merged(tables, overrides, origin, faults)
+    faults = _Faults(origin, overrides)
+    merged, unknown = _merged(tables, overrides, faults)
     specs: dict[str, Any] = {}
-    settings: dict[str, Settings] = {}
+    models: dict[str, type[Settings]] = {**PLUGIN_SECTIONS, **CORE_SECTIONS}
     lookups: dict[str, Callable[[str], Any]] = {
         "backbone": registry.backbone,
         "head": registry.head,
         "data": registry.data_module,
     }
     for section, lookup in lookups.items():
-        model = PLUGIN_SECTIONS[section]
         name = merged[section].get("name")
         if not isinstance(name, str):
-            faults.append(
-                Fault(
-                    f"[{section}] names nothing",
-                    f"{origin}: {section}.name",
-                    fix=f"`headstart list {_plural(section)}` shows what there is",
-                )
+            kinds = section if section == "data" else f"{section}s"
+            faults.add(
+                f"{section}.name",
+                f"the recipe names no {section}",
+                fix=f"`headstart list {kinds}` shows what there is",
             )
+            merged[section].setdefault("name", "")
             continue
         try:
             specs[section] = lookup(name)
-            model = cast("type[Settings]", resolve(specs[section].settings))
-        except UserError as error:
-            faults += _at(error, f"{origin}: {section}.name")
-            continue
-        _validate(model, merged[section], section, origin, settings, faults)
-    for section, model in CORE_SECTIONS.items():
-        _validate(model, merged[section], section, origin, settings, faults)
-    metric_specs = _metrics(settings, specs, registry, origin, faults)
-    if len(specs) == len(lookups):
-        faults += fit_faults(
-            specs["backbone"],
-            specs["head"],
-            specs["data"],
-            cast("DataSettings | None", settings.get("data")),
-            registry,
+            models[section] = resolve(specs[section].settings)
+        except HeadstartError as error:
+            faults.take(error, f"{section}.name", name)
+    for key, where in unknown.items():
+        faults.found.append(
+            Fault(f"unknown key {key!r}", where, fix=_hint(key, models))
         )
-    if faults:
-        raise UserError(*faults)
+    settings = {
+        section: checked
+        for section, model in models.items()
+        # The keys of a piece that is not known are not known either.
+        if (section in CORE_SECTIONS or section in specs)
+        and (checked := _validate(model, merged[section], section, models, faults))
+    }
+    metric_specs = _metrics(settings, specs, registry, faults)
+    for fault in fit_faults(
+        specs.get("backbone"),
+        specs.get("head"),
+        specs.get("data"),
+        cast("DataSettings | None", settings.get("data")),
+        registry,
+    ):
+        faults.found.append(replace(fault, where=faults.where(fault.where)))
+    faults.raise_all()
     return Recipe(
-        name=str(merged["name"] or Path(origin).stem),
-        summary=str(merged["summary"]),
+        name=merged["name"] or Path(origin).stem,
+        summary=merged["summary"],
         **cast("dict[str, Any]", settings),
         **{f"{section}_spec": spec for section, spec in specs.items()},
         metric_specs=metric_specs,
     )
 
 
+class _Faults:
+    """Everything that is wrong with one recipe."""
+
+    def __init__(self, origin: str, overrides: Mapping[str, Any]) -> None:
+        self.found: list[Fault] = []
+        self.origin = origin
+        self.overrides = overrides
+        self._plugins: set[str] = set()
+
+    def where(self, key: str) -> str:
+        """Where the reader set a key: in the file, or in an override."""
+        over = any(key == o or key.startswith(f"{o}.") for o in self.overrides)
+        return f"override {key}" if over else f"{self.origin}: {key}"
+
+    def add(self, key: str, what: str, why: str = "", fix: str = "") -> None:
+        self.found.append(Fault(what, self.where(key), why, fix))
+
+    def take(self, error: HeadstartError, key: str, name: str) -> None:
+        """The faults of a look-up; a plugin that is missing is told once."""
+        if isinstance(error, PluginError):
+            plugin = name.partition("/")[0]
+            if plugin in self._plugins:
+                return
+            self._plugins.add(plugin)
+        where = self.where(key)
+        self.found += [Fault(f.what, where, f.why, f.fix) for f in error.faults]
+
+    def raise_all(self) -> None:
+        if self.found:
+            raise (PluginError if self._plugins else UserError)(*self.found)
+
+
 def _merged(
-    tables: Mapping[str, Any],
-    overrides: Mapping[str, Any],
-    origin: str,
-    faults: list[Fault],
-) -> dict[str, Any]:
-    """Tables and overrides in one, every section present."""
-    known = ("name", "summary", *SECTIONS)
+    tables: Mapping[str, Any], overrides: Mapping[str, Any], faults: _Faults
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tables and overrides in one, every section present.
+
+    Returns:
+        The tables, and the keys outside any section with their place.
+    """
     merged: dict[str, Any] = {"name": "", "summary": ""}
     merged |= {section: {} for section in SECTIONS}
+    unknown: dict[str, str] = {}
     for key, value in tables.items():
-        if key not in known:
-            faults.append(
-                Fault(f"unknown section {key!r}", origin, fix=nearest(key, known))
-            )
-        elif key in SECTIONS and not isinstance(value, dict):
-            faults.append(
-                Fault(f"{key!r} must be a table", origin, fix=f"write [{key}]")
-            )
+        if key in SECTIONS and not isinstance(value, dict):
+            faults.add(key, "must be a table", fix=f"write [{key}]")
+        elif key in merged:
+            merged[key] = copy.deepcopy(value)
         else:
-            merged[key] = dict(value) if key in SECTIONS else value
+            unknown[key] = faults.origin
+    texts = overrides.texts if isinstance(overrides, Overrides) else {}
     for key, value in overrides.items():
         section, dot, rest = key.partition(".")
-        if section not in SECTIONS or not dot:
-            every = [f"{s}.{f}" for s in SECTIONS for f in _fields(s)]
-            if section in SECTIONS:
-                hint = f"write {section}.KEY=value"
-            elif dot:
-                hint = nearest(section, SECTIONS)
-            else:
-                hint = nearest_key(key, every)
-            faults.append(Fault(f"unknown key {key!r}", "override", fix=hint))
-            continue
-        table = merged[section]
-        *path, last = rest.split(".")
-        for part in path:
-            table = table.setdefault(part, {})
-        table[last] = value
-    return merged
+        if key in ("name", "summary"):
+            merged[key] = texts.get(key, value)
+        elif section not in SECTIONS or not dot:
+            unknown[key] = "override"
+        else:
+            given = os.fspath(value) if isinstance(value, os.PathLike) else value
+            _set(merged[section], rest, copy.deepcopy(given), key, faults)
+    for key in ("name", "summary"):
+        if not isinstance(merged[key], str):
+            faults.add(key, "must be a text", f"it is {merged[key]!r}")
+    return merged, unknown
 
 
-def _fields(section: str) -> list[str]:
-    return list({**PLUGIN_SECTIONS, **CORE_SECTIONS}[section].model_fields)
+def _set(
+    table: dict[str, Any], path: str, value: Any, key: str, faults: _Faults
+) -> None:
+    """Put a value at a dotted path, making tables on the way."""
+    *parts, last = path.split(".")
+    for depth, part in enumerate(parts, start=1):
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            outer = ".".join(key.split(".")[: depth + 1])
+            faults.add(
+                key, f"{outer} is a value, not a table", fix=f"write {outer}=value"
+            )
+            return
+    table[last] = value
 
 
-def nearest_key(key: str, every: Iterable[str]) -> str:
-    """The hint for a key without its section: a full key that ends like it."""
-    endings = {full.rpartition(".")[2]: full for full in every}
-    hint = nearest(key, endings)
-    return next(
-        (
-            f"did you mean '{full}'?"
-            for end, full in endings.items()
-            if f"'{end}'?" in hint
-        ),
-        f"known sections: {', '.join(SECTIONS)}",
-    )
+def _hint(key: str, models: Mapping[str, type[Settings]]) -> str:
+    """What an unknown key may have meant: in its section, else in any other."""
+    section, dot, rest = key.partition(".")
+    if section in models and not dot:
+        return f"write {section}.KEY=value"
+    meant = section if section in models else closest(section, models) if dot else None
+    if meant:
+        field = closest(rest, models[meant].model_fields)
+        if field or section != meant:
+            return f"did you mean '{meant}.{field or rest}'?"
+    elsewhere: dict[str, str] = {}
+    for name in CORE_SECTIONS | PLUGIN_SECTIONS:
+        for field in models[name].model_fields:
+            elsewhere.setdefault(field, f"{name}.{field}")
+    field = closest(rest or section, elsewhere)
+    if field:
+        return f"did you mean '{elsewhere[field]}'?"
+    if meant:
+        return nearest(rest, models[meant].model_fields)
+    return nearest(section, models)
 
 
 def _validate(
-    model: type[S],
-    table: Mapping[str, Any],
+    model: type[Settings],
+    table: dict[str, Any],
     section: str,
-    origin: str,
-    settings: dict[str, Settings],
-    faults: list[Fault],
-) -> None:
+    models: Mapping[str, type[Settings]],
+    faults: _Faults,
+) -> Settings | None:
+    """The settings of a section; ``None`` when something is wrong with them."""
+    texts = faults.overrides.texts if isinstance(faults.overrides, Overrides) else {}
+    for key, value in table.items():
+        written = texts.get(f"{section}.{key}")
+        if written is None or isinstance(value, str):
+            continue
+        if str in types_of(model, key):
+            table[key] = written
+
+    def where(key: str) -> str:
+        return faults.where(f"{section}.{key}" if key else section)
+
+    found = number_faults(model, table, where)
+    checked: Settings | None = None
     try:
-        settings[section] = model.model_validate(table)
+        checked = model.model_validate(table)
     except ValidationError as error:
-        for detail in error.errors():
-            path = ".".join(
-                str(part) for part in detail["loc"] if not _is_union_branch(part)
-            )
-            where = f"{origin}: {section}.{path}"
-            if detail["type"] == "extra_forbidden":
-                fault = Fault(
-                    "unknown key", where, fix=nearest(path, model.model_fields)
-                )
-            else:
-                fault = Fault(
-                    f"{detail['msg'][0].lower()}{detail['msg'][1:]}",
-                    where,
-                    f"it is {detail['input']!r}",
-                    _documentation(model, path),
-                )
-            if all(fault.where != other.where for other in faults):
-                faults.append(fault)
-
-
-def _is_union_branch(part: object) -> bool:
-    """Pydantic names the branches of a union in its path; readers do not need them."""
-    text = str(part)
-    return "[" in text or text in ("float", "int", "str", "bool")
-
-
-def _documentation(model: type[Settings], path: str) -> str:
-    field = model.model_fields.get(path)
-    return " ".join((field.description or "").split()) if field else ""
+        found += setting_faults(
+            error, model, table, where, lambda key: _hint(f"{section}.{key}", models)
+        )
+    faults.found += found
+    return None if found else checked
 
 
 def _metrics(
     settings: Mapping[str, Settings],
     specs: Mapping[str, Any],
     registry: Registry,
-    origin: str,
-    faults: list[Fault],
+    faults: _Faults,
 ) -> tuple[MetricSpec, ...]:
     """The metrics named by short or full name, else the head's own."""
-    if "head" not in specs or "metrics" not in settings:
+    wanted = cast("MetricSettings | None", settings.get("metrics"))
+    head: HeadSpec | None = specs.get("head")
+    if head is None or wanted is None:
         return ()
-    head: HeadSpec = specs["head"]
-    wanted = cast("MetricSettings", settings["metrics"])
-    stopping = cast("EarlyStoppingSettings | None", settings.get("early_stopping"))
     plugin = head.name.partition("/")[0]
+    asked = wanted.names or head.metrics
     found = []
-    for name in wanted.names or head.metrics:
+    for name in asked:
+        full = name if "/" in name else f"{plugin}/{name}"
         try:
-            found.append(registry.metric(name if "/" in name else f"{plugin}/{name}"))
+            found.append(registry.metric(full))
         except HeadstartError as error:
-            faults += _at(error, f"{origin}: metrics.names")
-    names = [short_name(spec.name) for spec in found]
-    chosen = {
+            faults.take(error, "metrics.names", full)
+    measured = [*map(short_name, asked), "loss"]
+    known = {short_name(n) for n in registry.metrics if n.startswith(f"{plugin}/")}
+    stopping = cast("EarlyStoppingSettings | None", settings.get("early_stopping"))
+    deciding = {
         "metrics.best": wanted.best,
         "early_stopping.metric": stopping.metric if stopping else "",
     }
-    for key, name in chosen.items():
-        if name and name not in (*names, "loss"):
-            faults.append(
-                Fault(
-                    f"{name!r} is not measured",
-                    f"{origin}: {key}",
-                    fix=nearest(name, [*names, "loss"]),
-                )
+    for key, name in deciding.items():
+        if name and name not in measured:
+            fix = f"add it to metrics.names: {list(asked)}" if name in known else ""
+            faults.add(
+                key, f"{name!r} is not measured", fix=fix or nearest(name, measured)
             )
+    expected = cast("Expectation | None", settings.get("expect"))
+    for name, (low, high) in expected.metrics.items() if expected else ():
+        if name not in {*measured, *known}:
+            fix = nearest(name, [*measured, *known])
+            faults.add(f"expect.metrics.{name}", "there is no such metric", fix=fix)
+        elif low > high:
+            fix = f"write [{high}, {low}]"
+            faults.add(f"expect.metrics.{name}", "the range is upside down", fix=fix)
     return tuple(found)
-
-
-def fit_faults(
-    backbone: BackboneSpec,
-    head: HeadSpec,
-    data: DataSpec,
-    settings: DataSettings | None,
-    registry: Registry,
-) -> list[Fault]:
-    """Pieces that do not fit each other, found from the specs alone."""
-    faults = []
-    kinds: set[FeatureKind] = {feature.kind for feature in backbone.features}
-    if not kinds & set(head.needs):
-        fitting = [
-            spec.name for spec in registry.heads.values() if kinds & set(spec.needs)
-        ]
-        faults.append(
-            Fault(
-                f"the head {head.name!r} does not fit the backbone {backbone.name!r}",
-                "head.name",
-                f"the head reads {' or '.join(head.needs)}, the backbone gives "
-                f"{', '.join(sorted(kinds))}",
-                _choose("heads that fit", fitting),
-            )
-        )
-    missing = sorted(set(backbone.inputs) - set(data.yields))
-    if missing:
-        fitting = [
-            spec.name
-            for spec in registry.data.values()
-            if set(backbone.inputs) <= set(spec.yields)
-        ]
-        faults.append(
-            Fault(
-                f"the data {data.name!r} does not fit the backbone {backbone.name!r}",
-                "data.name",
-                f"the backbone reads {', '.join(missing)}, the data yields "
-                f"{', '.join(data.yields)}",
-                _choose("data that fits", fitting),
-            )
-        )
-    lacking = sorted(set(head.targets) - set(data.yields))
-    if lacking:
-        fitting = [
-            spec.name
-            for spec in registry.data.values()
-            if set(head.targets) <= set(spec.yields)
-        ]
-        faults.append(
-            Fault(
-                f"the data {data.name!r} does not fit the head {head.name!r}",
-                "data.name",
-                f"the head learns from {', '.join(lacking)}, which the data lacks",
-                _choose("data that fits", fitting),
-            )
-        )
-    kind = settings.kind if settings else ""
-    if kind and kind not in head.kinds:
-        fitting = [spec.name for spec in registry.heads.values() if kind in spec.kinds]
-        faults.append(
-            Fault(
-                f"the head {head.name!r} does not serve {kind!r} data",
-                "head.name",
-                f"it serves {', '.join(head.kinds)}; data.kind is {kind!r}",
-                _choose("heads that do", fitting),
-            )
-        )
-    return faults
-
-
-def _choose(label: str, names: list[str]) -> str:
-    return f"{label}: {', '.join(sorted(names))}" if names else ""
-
-
-def _at(error: HeadstartError, where: str) -> list[Fault]:
-    return [Fault(f.what, f.where or where, f.why, f.fix) for f in error.faults]
-
-
-def _plural(section: str) -> str:
-    return section if section == "data" else f"{section}s"

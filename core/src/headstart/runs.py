@@ -91,8 +91,9 @@ class Run:
         recipe = self.recipe(overrides)
         execution = choose_execution(recipe.train)
         model = self._open(recipe)
-        data = build_data(recipe, model.backbone.preprocessing)
+        data = build_data(recipe)
         data.load()
+        data.prepare(model.backbone.preprocessing)
         task = read_json(self.folder / "task.json")
         if data.task.get("labels") != task.get("labels"):
             raise UserError(
@@ -127,7 +128,8 @@ class Run:
         recipe = self.recipe()
         execution = choose_execution(recipe.train)
         model = self._open(recipe)
-        data = build_data(recipe, model.backbone.preprocessing)
+        data = build_data(recipe)
+        data.prepare(model.backbone.preprocessing)
         samples = data.from_inputs(inputs)
         size = recipe.eval_batch_size
         batches = [
@@ -192,6 +194,8 @@ def run(
     checked = replace(checked, data=assembly.data.settings)
     plan = plan_training(checked, assembly)
     watchers: list[Callback] = [*callbacks, *registry.callbacks(checked)]
+    if checked.train.tensorboard:
+        TensorBoardLog.require()
     target = create_run_folder(folder, checked, registry, assembly)
     watchers.append(MetricsLog(target / "metrics.jsonl"))
     if checked.train.tensorboard:

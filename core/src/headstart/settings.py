@@ -21,6 +21,7 @@ class Settings(BaseModel):
         extra="forbid",
         frozen=True,
         coerce_numbers_to_str=True,
+        allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
 
@@ -29,6 +30,7 @@ class BackboneSettings(Settings):
     """``[backbone]``: which pretrained network, and how much of it."""
 
     name: str
+    """A backbone; `headstart list backbones` names them."""
     weights: str = ""
     """Weights reference (``asset:``, ``hf:``, ``file:``, ``none`` …); empty takes the
     backbone's default."""
@@ -42,12 +44,14 @@ class HeadSettings(Settings):
     """``[head]``: what turns features into losses and predictions."""
 
     name: str
+    """A head that reads what the backbone gives; `headstart list heads`."""
 
 
 class DataSettings(Settings):
     """``[data]``: where samples come from and what happens to bad ones."""
 
     name: str
+    """A data module that yields what the backbone reads; `headstart list data`."""
     kind: str = ""
     """What the targets are (``single-label``, ``boxes`` …); the head must know it."""
     bad: Literal["stop", "skip"] = "stop"
@@ -70,6 +74,7 @@ class StrategySettings(Settings):
         "surgical",
         "scratch",
     ] = "global"
+    """What trains; see docs/recipes.md."""
     train_last: Annotated[int, Field(ge=1)] | None = None
     """``layer-retraining``: how many of the last stages train (default 1)."""
     freeze_until: str = ""
@@ -88,6 +93,7 @@ class TrainSettings(Settings):
     """``[train]``: the loop."""
 
     epochs: Annotated[float, Field(gt=0)] = 3.0
+    """Passes over the training split; may be a fraction."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many optimizer steps, whatever ``epochs`` says."""
     batch_size: Annotated[int, Field(ge=1)] = 32
@@ -99,12 +105,15 @@ class TrainSettings(Settings):
     group_by_size: bool = True
     """Put samples of similar size into one batch, where the data tells sizes."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    """``sgd`` has a momentum of 0.9."""
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 5e-5
     """``auto`` runs a learning-rate range test first and takes its suggestion."""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Learning rate of the head; ``None`` takes ``learning_rate``."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of matrices; biases and normalisation do not decay."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
     warmup: Share = 0.06
     """Share of the steps over which the learning rate rises from 0."""
     clip: Annotated[float, Field(ge=0)] = 1.0
@@ -118,7 +127,9 @@ class TrainSettings(Settings):
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of the metrics log."""
     seed: int = 0
+    """Of splits, new parameters, the order of samples, dropout and augmentation."""
     device: str = "auto"
+    """``auto`` takes a CUDA device where there is one, else the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto`` is bf16 autocast on a GPU that has it, else fp32."""
     tensorboard: bool = False
@@ -133,6 +144,7 @@ class EarlyStoppingSettings(Settings):
     metric: str = ""
     """Any validation metric, or ``loss``; empty takes ``metrics.best``."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """Smaller changes count as no improvement."""
 
 
 class MetricSettings(Settings):
@@ -161,4 +173,6 @@ class Expectation(Settings):
     metrics: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Range of each test metric."""
     on: str = ""
+    """The data that the ranges are for."""
     takes: str = ""
+    """How long it takes, on what."""

@@ -116,8 +116,7 @@ class DataSpec:
     Attributes:
         name: ``plugin/name``.
         summary: One line for lists.
-        factory: Code, called as ``factory(settings, preprocessing, seed) ->
-            DataModule``; ``preprocessing`` is the backbone's.
+        factory: Code, called as ``factory(settings, seed) -> DataModule``.
         settings: Code, the pydantic model of ``[data]``.
         yields: State keys of a collated batch.
         licence: Licence of the default data.

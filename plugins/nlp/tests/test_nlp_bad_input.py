@@ -33,8 +33,9 @@ def opened(tokenizer, tmp_path, monkeypatch):
             raw = content if isinstance(content, bytes) else content.encode()
             Path(name).write_bytes(raw)
         given = {"name": "nlp/table", "path": name, "tokenizer": tokenizer, **settings}
-        table = TextTable(TableSettings(**given), preprocessing or {}, 0)
+        table = TextTable(TableSettings(**given), 0)
         table.load()
+        table.prepare(preprocessing or {})
         return table
 
     return open_
@@ -293,9 +294,6 @@ def test_all_faults_of_all_files_in_one_error(opened, tmp_path):
         HEADER + GOOD + "film\n,yes\nplot,\n",
         test_path="test.csv",
         validation_path="validation.csv",
-        tokenizer="nowhere",
-        max_length=600,
-        preprocessing={"max_positions": 512},
     )
     for part in (
         "rows.csv, line 14: too few fields",
@@ -304,11 +302,25 @@ def test_all_faults_of_all_files_in_one_error(opened, tmp_path):
         "test.csv, line 2: label not seen in train: 'perhaps' (test)",
         "test.csv, line 3: empty text",
         "validation.csv: there is no such file",
+    ):
+        assert any(fault.startswith(part) for fault in found), (part, found)
+    assert len(found) == 6
+
+
+def test_all_faults_of_the_tokenizer_in_one_error(opened):
+    found = faults(
+        opened,
+        HEADER + GOOD,
+        tokenizer="nowhere",
+        max_length=600,
+        preprocessing={"max_positions": 512},
+    )
+    for part in (
         "nowhere: the tokenizer's folder does not exist",
         "data.max_length: 600 tokens are more than the backbone has positions",
     ):
         assert any(fault.startswith(part) for fault in found), (part, found)
-    assert len(found) == 8
+    assert len(found) == 2
 
 
 def test_both_missing_columns_at_once(opened):

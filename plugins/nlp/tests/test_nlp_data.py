@@ -41,8 +41,9 @@ def tiny(tmp_path_factory):
 
 def opened(tiny, path="", seed=0, preprocessing=None, **settings):
     given = {**tiny, **({"path": str(path)} if path else {}), **settings}
-    table = TextTable(TableSettings(**given), preprocessing or {}, seed)
+    table = TextTable(TableSettings(**given), seed)
     table.load()
+    table.prepare(preprocessing or {})
     return table
 
 
@@ -376,6 +377,7 @@ def test_token_dropout_spares_special_tokens_and_padding(tiny):
         generator=torch.Generator(),
     )  # fmt: skip
     assert (everything[~special] == 4).all()
+    assert (everything[batch["attention_mask"] == 0] == 0).all()
 
 
 def test_word_swap_moves_whole_words_and_only_to_a_neighbour():
@@ -428,7 +430,8 @@ def test_augmentation_is_off_by_default(tiny):
 
 
 def test_inputs_become_samples_without_loading_the_data(tiny):
-    table = TextTable(TableSettings(**{**tiny, "path": "gone.csv"}), {}, 0)
+    table = TextTable(TableSettings(**{**tiny, "path": "gone.csv"}), 0)
+    table.prepare({})
     samples = table.from_inputs(["a good film", {"id": 7, "text": "a bad film"}])
     assert [s["id"] for s in samples] == ["1", "7"]
     assert "labels" not in table.collate(samples)
@@ -551,9 +554,21 @@ def test_an_asset_says_how_it_is_read(tiny, snippets):
 
 
 def test_a_resolved_recipe_reads_an_asset_alike(tiny, snippets):
-    spelt_out = TableSettings(**{**tiny, **snippets}).model_dump(mode="json")
-    again = opened(spelt_out)
-    assert again.fingerprint() == opened(tiny, **snippets).fingerprint()
+    first = opened(tiny, **snippets)
+    again = opened(first.settings.model_dump(mode="json"))
+    assert again.settings.path == "asset:movie-snippets"
+    assert again.fingerprint() == first.fingerprint()
+
+
+def test_a_user_can_go_back_to_a_default(tiny, snippets):
+    table = opened(tiny, **{**snippets, "test_size": 0.2})
+    assert table.settings.test_size == 0.2
+
+
+def test_paths_in_settings_do_not_depend_on_the_folder(tiny, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "rows.csv")
+    assert opened(tiny, "rows.csv").settings.path == str(tmp_path / "rows.csv")
 
 
 def test_the_users_settings_come_before_the_assets(tiny, snippets):

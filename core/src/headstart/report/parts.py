@@ -22,7 +22,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as inline SVG (see :func:`headstart.plots.render`).
+    """A picture as inline SVG (see :func:`headstart.report.plots.render`).
 
     Attributes:
         svg: The ``<svg>`` element.

@@ -215,7 +215,6 @@ class PluginSuite:
             assert value.ndim == FEATURE_DIMENSIONS[feature.kind]
             channels = value.shape[1 if feature.kind in ("map", "volume") else -1]
             assert channels == feature.channels
-            assert declared.channels in (None, feature.channels)
 
     def test_frozen_part_stays_bit_identical(self, backbone_spec: BackboneSpec) -> None:
         for cut in self._cuts(backbone_spec):
@@ -547,8 +546,9 @@ class PluginSuite:
         folder.mkdir(exist_ok=True)
         values = resolve(spec.tiny)(folder)
         settings = resolve(spec.settings)(**values)
-        data = resolve(spec.factory)(settings, self._preprocessing(spec), 0)
+        data = resolve(spec.factory)(settings, 0)
         data.load()
+        data.prepare(self._preprocessing(spec))
         return data
 
     def _preprocessing(self, spec: DataSpec) -> Mapping[str, Any]:

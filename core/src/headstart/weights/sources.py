@@ -47,7 +47,7 @@ class Weights:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the tensor files, see :func:`~headstart.tensors.files_sha256`."""
+        """Hash of the tensor files, see :func:`~headstart.weights.tensors.files_sha256`."""
         return files_sha256(self.files)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ def resolve_hub(
     """A model on the Hugging Face hub: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
 
     Raises:
-        UserError: See :func:`~headstart.hub.fetch_model`.
+        UserError: See :func:`~headstart.weights.hub.fetch_model`.
     """
     found = fetch_model(reference)
     return Weights(

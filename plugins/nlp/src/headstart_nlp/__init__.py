@@ -66,7 +66,7 @@ def register_backbones() -> Sequence[BackboneSpec]:
             features=(Feature("hidden", "tokens", 384),),
             stages=("embeddings", *(f"layer{i}" for i in range(6))),
             licence="Apache-2.0",
-            tiny=_tiny_bert(layers=6, channels=384, heads=12),
+            tiny=_tiny_bert(layers=6, channels=32, heads=2),
         ),
         _encoder(
             name="nlp/encoder",

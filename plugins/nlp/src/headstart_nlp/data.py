@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,11 +21,13 @@ from headstart_nlp.settings import TableSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from headstart.assets import Asset
     from headstart.data import Baseline, Sample, Split
     from headstart.stages import State
     from headstart_nlp.files import Table
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+ASSET = "asset:"
 CUT_WARNING = 0.05
 """Share of cut texts above which the user is told."""
 
@@ -38,12 +41,11 @@ class TextTable(DataModule):
     stratified, and samples of the same text (case and spacing aside) stay together.
     """
 
-    def __init__(
-        self, settings: TableSettings, preprocessing: Mapping[str, Any], seed: int
-    ) -> None:
-        super().__init__(settings, preprocessing, seed)
-        self.table = settings
-        """The settings in force: an asset's own reading instructions included."""
+    settings: TableSettings
+    size_unit = "tokens"
+
+    def __init__(self, settings: TableSettings, seed: int) -> None:
+        super().__init__(settings, seed)
         self._tokenizer: Any = None
         self._hash = ""
         self._rows: dict[str, Rows] = {}
@@ -53,11 +55,10 @@ class TextTable(DataModule):
         self._random: list[str] = []
 
     def load(self) -> None:
-        """Read, check, split and tokenize."""
+        """Read, check and split."""
         findings = self.findings
-        self.table = settings = _with_asset(self.table)
+        self.settings = settings = _completed(self.settings)
         found = self._read()
-        self._load_tokenizer()
         if wrong := checks.check_settings(settings):
             # What such settings would make of the rows is noise.
             findings.fatal += wrong
@@ -81,21 +82,30 @@ class TextTable(DataModule):
         self._rows = self._split(parts)
         checks.warn_leaks(self._rows, findings)
         self.task = _task(self._rows["train"], settings.kind, labels)
+
+    def prepare(self, preprocessing: Mapping[str, Any]) -> None:
+        """Tokenize, each text once."""
+        super().prepare(preprocessing)
+        loaded = tokens.load_tokenizer(self.settings, preprocessing, self.findings)
+        if self.findings.fatal:
+            raise DataError(*self.findings.fatal)
+        self._tokenizer, self._hash = loaded, tokens.tokenizer_hash(loaded)
         for split, rows in self._rows.items():
             self._samples[split] = self._tokenize(rows, split)
         self._warn_cut()
 
     def _read(self) -> dict[str, Table]:
-        settings = self.table
+        settings = self.settings
         if not settings.path:
             fix = "give your file, e.g. data.path=reviews.csv"
             self.findings.fatal.append(
                 Fault("data.path is empty", "data.path", fix=fix)
             )
             return {}
-        found = tables.read(settings.path, "data.path", settings, self.findings)
+        path = _file(settings)
+        found = tables.read(path, "data.path", settings, self.findings)
         for split in ("validation", "test"):
-            path = getattr(settings, f"{split}_path")
+            path = _shown(getattr(settings, f"{split}_path"))
             if path:
                 key = f"data.{split}_path"
                 other = tables.read(path, key, settings, self.findings)
@@ -106,7 +116,7 @@ class TextTable(DataModule):
     def _split(self, parts: dict[str, Rows]) -> dict[str, Rows]:
         """Take the splits that came without a file from train, test first."""
         parts = dict(parts)
-        settings = self.table
+        settings = self.settings
         if "test" not in parts:
             parts["test"], parts["train"] = self._take(parts["train"], "test")
         pool = parts["train"]
@@ -125,7 +135,7 @@ class TextTable(DataModule):
         total = len(rows)
         if count is None:
             self._random.append(what)
-            size = getattr(self.table, f"{what}_size")
+            size = getattr(self.settings, f"{what}_size")
             count = round(size * total) if size < 1 else int(size)
             if not 0 < count < total:
                 where = f"data.{what}_size"
@@ -137,7 +147,7 @@ class TextTable(DataModule):
         # A stream of chance for each split: none depends on another's size.
         stream = ("test", "rows", "validation").index(what)
         taken = splits.take_out(
-            splits.strata(rows, self.table.kind),
+            splits.strata(rows, self.settings.kind),
             rows.keys(),
             count,
             np.random.default_rng([self.seed, stream]),
@@ -145,16 +155,13 @@ class TextTable(DataModule):
         if not taken.any():
             why = "each class keeps 2 rows in train, and identical texts stay together"
             what = f"no row can be taken for {what} from {total}"
-            raise DataError(what, where=self.table.path, why=why, fix="give more rows")
+            raise DataError(
+                what, where=self.settings.path, why=why, fix="give more rows"
+            )
         return rows.take(np.flatnonzero(taken)), rows.take(np.flatnonzero(~taken))
 
-    def _load_tokenizer(self) -> None:
-        loaded = tokens.load_tokenizer(self.table, self.preprocessing, self.findings)
-        if loaded is not None:
-            self._tokenizer, self._hash = loaded, tokens.tokenizer_hash(loaded)
-
     def _tokenize(self, rows: Rows, split: str) -> list[Sample]:
-        settings = self.table
+        settings = self.settings
         encoded, cut = tokens.encode(
             self._tokenizer,
             rows.texts,
@@ -198,7 +205,7 @@ class TextTable(DataModule):
             Fault(
                 f"{self._cut} of {total} texts ({self._cut / total:.0%}) are cut",
                 where="data.max_length",
-                why=f"they have more than {self.table.max_length} tokens; "
+                why=f"they have more than {self.settings.max_length} tokens; "
                 "what comes after is not read",
                 fix=f"raise data.max_length{most}",
             )
@@ -223,9 +230,9 @@ class TextTable(DataModule):
             labels) float32, or numbers (batch) float32; ``word_ids`` (batch, tokens)
             where the augmentation needs them.
         """
-        filler = self.preprocessing.get("pad_token_id")
-        if self._tokenizer is not None and self._tokenizer.pad_token_id is not None:
-            filler = self._tokenizer.pad_token_id
+        filler = self._tokenizer.pad_token_id
+        if filler is None:
+            filler = self.preprocessing.get("pad_token_id")
         ids, mask = tokens.pad([sample["input_ids"] for sample in samples], filler or 0)
         state = {"input_ids": ids, "attention_mask": mask}
         for key, value in (("token_type_ids", 0), ("word_ids", -1)):
@@ -237,7 +244,7 @@ class TextTable(DataModule):
 
     @property
     def augments(self) -> bool:
-        return self.table.token_dropout > 0 or self.table.word_swap > 0
+        return self.settings.token_dropout > 0 or self.settings.word_swap > 0
 
     def augment(self, batch: State, generator: torch.Generator) -> State:
         """Word swap, then token dropout, as far as the recipe asks for them."""
@@ -247,16 +254,16 @@ class TextTable(DataModule):
             batch["input_ids"] = augment.swap_words(
                 batch["input_ids"],
                 words,
-                share=self.table.word_swap,
+                share=self.settings.word_swap,
                 generator=generator,
             )
-        if self.table.token_dropout:
+        if self.settings.token_dropout:
             tokenizer = self._tokenizer
             special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
             batch["input_ids"] = augment.drop_tokens(
                 batch["input_ids"],
                 batch["attention_mask"],
-                share=self.table.token_dropout,
+                share=self.settings.token_dropout,
                 mask_id=tokenizer.mask_token_id,
                 special_ids=sorted(special),
                 generator=generator,
@@ -273,9 +280,9 @@ class TextTable(DataModule):
         """
         rows = Rows()
         faults: list[Fault] = []
-        keys = {"text": self.table.text}
-        if self.table.pair:
-            keys["pair"] = self.table.pair
+        keys = {"text": self.settings.text}
+        if self.settings.pair:
+            keys["pair"] = self.settings.pair
         for i, given in enumerate(inputs, start=1):
             values = given if isinstance(given, dict) else {"text": given}
             found: dict[str, Any] = {
@@ -289,10 +296,6 @@ class TextTable(DataModule):
                 rows.pairs.append(found["pair"])
         if faults:
             raise DataError(*faults)
-        if self._tokenizer is None:
-            self._load_tokenizer()
-            if self.findings.fatal:
-                raise DataError(*self.findings.fatal)
         return self._tokenize(rows, "inputs")
 
     def show(self, sample: Sample) -> dict[str, Any]:
@@ -315,7 +318,7 @@ class TextTable(DataModule):
 
     def fingerprint(self) -> str:
         """sha256 over the splits' texts and labels, tokenizer, length, augmentation."""
-        settings = self.table
+        settings = self.settings
         augmentation = [settings.token_dropout, settings.word_swap]
         head = [self._hash, settings.max_length, self.task, augmentation]
         digest = hashlib.sha256(json.dumps(head).encode())
@@ -350,7 +353,7 @@ class TextTable(DataModule):
             "longest": int(lengths.max()),
         }
         described["cut"] = self._cut / len(lengths)
-        if self.table.bins:
+        if self.settings.bins:
             described["outside bins"] = self._outside
         how = f"stratified, seed {self.seed}, identical texts in one split"
         for split in SPLITS[1:]:
@@ -359,29 +362,43 @@ class TextTable(DataModule):
         return described
 
 
-def _with_asset(settings: TableSettings) -> TableSettings:
-    """The settings with an asset fetched, and read as its manifest says.
+def _completed(settings: TableSettings) -> TableSettings:
+    """The settings with what an asset's ``[NAME.read]`` says about its table.
 
-    The asset's ``[NAME.read]`` fills in every setting that has its default value: a
-    resolved recipe spells all of them out, so 'given by the user' cannot be told from
-    'default' in another way.
+    What the recipe says itself goes before. Relative paths become absolute, so that a
+    run folder's recipe works from everywhere.
     """
-    if not settings.path.startswith("asset:"):
-        return settings
-    from headstart.assets import fetch, find_asset
+    given = settings.model_dump(include=settings.model_fields_set)
+    if settings.path.startswith(ASSET):
+        reading = {k: v for k, v in _asset(settings).read.items() if k != "file"}
+        return TableSettings.model_validate({**reading, **given})
+    for key in ("path", "validation_path", "test_path"):
+        if given.get(key):
+            given[key] = str(Path(given[key]).expanduser().absolute())
+    return TableSettings.model_validate(given)
 
-    asset = find_asset(settings.path.removeprefix("asset:"), ("headstart_nlp",))
-    reading = dict(asset.read)
-    path = fetch(asset) / reading.pop("file", asset.files[0].path)
-    blank = TableSettings(name=settings.name)
-    given = {
-        key: value
-        for key, value in settings.model_dump().items()
-        if value != getattr(blank, key)
-    }
-    return TableSettings(
-        **{**reading, **given, "name": settings.name, "path": str(path)}
-    )
+
+def _asset(settings: TableSettings) -> Asset:
+    from headstart.assets import find_asset
+
+    return find_asset(settings.path.removeprefix(ASSET), ("headstart_nlp",))
+
+
+def _file(settings: TableSettings) -> str:
+    """The file of ``data.path``; an asset is fetched."""
+    if not settings.path.startswith(ASSET):
+        return _shown(settings.path)
+    from headstart.assets import fetch
+
+    asset = _asset(settings)
+    return str(fetch(asset) / asset.read.get("file", asset.files[0].path))
+
+
+def _shown(path: str) -> str:
+    """A path as people in the present folder write it."""
+    here = Path.cwd()
+    inside = path and Path(path).is_relative_to(here)
+    return str(Path(path).relative_to(here)) if inside else path
 
 
 def _joined(rows: Rows) -> list[str]:

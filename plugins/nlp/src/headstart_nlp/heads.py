@@ -175,7 +175,7 @@ class Classifier(TextHead):
         return rows
 
     def report(self, evaluation: Evaluation) -> Sequence[Section]:
-        from headstart import sections
+        from headstart.report import sections
 
         return [
             sections.confusion_matrix(evaluation),
@@ -249,7 +249,7 @@ class MultiLabel(TextHead):
         ]
 
     def report(self, evaluation: Evaluation) -> Sequence[Section]:
-        from headstart import sections
+        from headstart.report import sections
 
         return [
             sections.per_label(evaluation),
@@ -294,7 +294,7 @@ class Regressor(TextHead):
         return [{"value": value} for value in outputs["prediction"].tolist()]
 
     def report(self, evaluation: Evaluation) -> Sequence[Section]:
-        from headstart import sections
+        from headstart.report import sections
 
         return [sections.predicted_against_true(evaluation)]
 

@@ -25,11 +25,13 @@ class TextHeadSettings(HeadSettings):
     """``[head]`` of all heads that read one vector per text."""
 
     pooling: Literal["mean", "cls", "attention"] = "mean"
+    """How the vectors of a text's tokens become one."""
     layers: Annotated[int, Field(ge=1)] = 1
     """Linear layers; more than one puts GELU and dropout between them."""
     width: Annotated[int, Field(ge=1)] | None = None
     """Width of the hidden layers; ``None`` takes the backbone's."""
     dropout: Share = 0.1
+    """Before each linear layer."""
 
 
 class ClassifierSettings(TextHeadSettings):
@@ -38,6 +40,7 @@ class ClassifierSettings(TextHeadSettings):
     class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
     """``balanced`` weighs each class by the inverse of its frequency in train."""
     label_smoothing: Share = 0.0
+    """Share of the target that is spread over all classes."""
 
 
 class RegressorSettings(TextHeadSettings):
@@ -51,12 +54,15 @@ class TableSettings(DataSettings):
     """File or ``datasets`` folder with the samples, or ``asset:NAME``; split at random
     unless ``validation_path`` and ``test_path`` are given."""
     validation_path: str = ""
+    """File with the validation split."""
     test_path: str = ""
+    """File with the test split."""
     validation_size: Size = 0.1
     """Share of the training rows (below 1) or number of rows, without a file."""
     test_size: Size = 0.2
     """Share of all rows (below 1) or number of rows, without a file."""
     kind: Literal["single-label", "multi-label", "regression"] = "single-label"
+    """What the label column holds: a class, several, or a number."""
     text: str = "text"
     """Column of the text."""
     pair: str = ""
@@ -79,6 +85,7 @@ class TableSettings(DataSettings):
     quoting: bool = True
     """Whether fields may be quoted."""
     encoding: str = "utf-8"
+    """Of CSV, TSV and JSONL files."""
     rows: Annotated[int, Field(ge=1)] | None = None
     """Use only so many rows, a seeded sample; ``None`` uses all."""
     max_length: Annotated[int, Field(ge=2)] = 128

@@ -11,7 +11,7 @@ import torch
 from headstart.data import Baseline, DataModule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from headstart.data import Sample, Split
@@ -27,10 +27,8 @@ class Ring(DataModule):
     settings: RingSettings
     size_unit = "points"
 
-    def __init__(
-        self, settings: RingSettings, preprocessing: Mapping[str, Any], seed: int
-    ) -> None:
-        super().__init__(settings, preprocessing, seed)
+    def __init__(self, settings: RingSettings, seed: int) -> None:
+        super().__init__(settings, seed)
         self._splits: dict[str, list[Sample]] = {}
 
     def load(self) -> None:
