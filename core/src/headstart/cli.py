@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headstart.errors import DataError, HeadstartError, UserError, nearest
+from headstart.command_group import Commands
+from headstart.errors import DataError, UserError, nearest
 from headstart.listing import (
     KINDS,
     SPECS,
@@ -22,57 +22,18 @@ from headstart.listing import (
     recipe_text,
     show_settings,
     show_spec,
-    wrapped,
 )
 from headstart.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from types import TracebackType
 
-    from headstart.plugins import PluginInfo, Registry
+    from headstart.plugins import Registry
 
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for programs."
 )
-
-
-class Commands(click.Group):
-    """Offers the nearest commands, and turns every error into words and a code."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        names = self.list_commands(ctx)
-        if args[0] not in names:
-            close = difflib.get_close_matches(args[0].casefold(), names, n=3)
-            hint = " or ".join(map(repr, close))
-            raise click.UsageError(
-                f"There is no command {args[0]!r}; "
-                + (f"did you mean {hint}?" if close else nearest(args[0], names)),
-                ctx,
-            )
-        return super().resolve_command(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except HeadstartError as error:
-            _say_error(str(error))
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-        except BrokenPipeError:
-            # Whoever read the output has seen enough. Python flushes at its exit,
-            # which would fail once more.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:
-            sys.exit(_unexpected(error))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -395,16 +356,6 @@ def _registry() -> Registry:
     return load_plugins()
 
 
-def _say_error(text: str) -> None:
-    if sys.stderr.isatty():
-        import shutil
-
-        text = wrapped(f"error: {text}", shutil.get_terminal_size().columns)
-        text = text.removeprefix("error: ")
-    click.secho("error: ", fg="red", err=True, nl=False)
-    click.echo(text, err=True)
-
-
 def _say_missing(registry: Registry) -> None:
     """Why there may be less than was hoped for."""
     failed = sum(info.status != "loaded" for info in registry.plugins)
@@ -413,39 +364,6 @@ def _say_missing(registry: Registry) -> None:
         click.echo(f"{noun} did not load: see `headstart plugins`", err=True)
     if not registry.plugins:
         click.echo("no plugin is installed: pip install headstart-nlp", err=True)
-
-
-def _unexpected(error: Exception) -> int:
-    """The traceback, and to whom it should go; returns the exit code."""
-    import traceback
-
-    traceback.print_exception(error)
-    plugin = _culprit(error.__traceback__)
-    owner = f"the plugin {plugin.name!r}" if plugin else "headstart"
-    to = (plugin.distribution or plugin.package) if plugin else "headstart"
-    _say_error(
-        f"this is a fault of {owner}, not of yours\n"
-        f"  why: {type(error).__name__}: {error}\n"
-        f"  fix: report it to the authors of {to}, with the command, everything "
-        "printed above and what `headstart doctor` prints"
-    )
-    return 4 if plugin else 1
-
-
-def _culprit(trace: TracebackType | None) -> PluginInfo | None:
-    """The plugin whose code was the last of headstart's and the plugins' to run."""
-    modules = []
-    while trace:
-        modules.append(f"{trace.tb_frame.f_globals.get('__name__', '')}.")
-        trace = trace.tb_next
-    plugins = [info for info in _registry().plugins if info.package]
-    for module in reversed(modules):
-        for info in plugins:
-            if module.startswith(f"{info.package}."):
-                return info
-        if module.startswith("headstart."):
-            return None
-    return None
 
 
 def _input_lines() -> list[str]:

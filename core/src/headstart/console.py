@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 REFRESH = 5
 """Steps between two updates of the bar; each costs the training some microseconds."""
+SPLITS = ("train", "validation", "test")
 LISTED = 20
 """Rows of a table of the data (classes) that are shown."""
 
@@ -67,28 +67,34 @@ class Screen(Console):
 class Transfers:
     """A bar for each file that is fetched; silent when nothing is."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, screen: Screen | None = None) -> None:
+        self._screen = screen or Screen(stderr=True)
         self._bar = Progress(
             TextColumn("fetching {task.description}"),
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
-            console=console,
-            disable=not console.is_terminal,
+            console=self._screen,
+            disable=not self._screen.is_terminal,
             transient=True,
         )
-        self._console = console
         self._tasks: dict[str, Any] = {}
 
     def __call__(self, done_bytes: int, total_bytes: int, label: str) -> None:
         if label not in self._tasks:
             if not self._tasks:
                 self._bar.start()
-            self._console.print(f"fetching {escape(label)}", highlight=False)
+            self._screen.say(f"fetching {escape(label)}")
             self._tasks[label] = self._bar.add_task(escape(label), total=None)
         self._bar.update(
             self._tasks[label], completed=done_bytes, total=total_bytes or None
         )
+
+    def __enter__(self) -> Transfers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self._bar.stop()
@@ -97,17 +103,17 @@ class Transfers:
 class RunConsole(Callback):
     """Tells a run as it goes: what was loaded, what trains, how it improves."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.transfers = Transfers(console)
+    def __init__(self) -> None:
+        self.screen = Screen(stderr=True)
+        self.transfers = Transfers(self.screen)
         self._bar = Progress(
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
+            console=self.screen,
+            disable=not self.screen.is_terminal,
             transient=True,
         )
         self._task = self._bar.add_task("training", loss="", total=None)
@@ -121,27 +127,27 @@ class RunConsole(Callback):
         total_steps: int,
     ) -> None:
         self.transfers.close()
-        say = self._say
-        say(f"[bold]{escape(recipe.name)}[/bold]  {escape(recipe.summary)}")
-        for line in transfer.lines():
-            say(escape(line))
-        counts = assembly.data.describe()
-        shown = "  ".join(
-            f"{name} {number(value)}"
-            for name, value in counts.items()
-            if isinstance(value, int)
+        self.screen.say(f"[bold]{escape(recipe.name)}[/bold]  {escape(recipe.summary)}")
+        execution = assembly.execution
+        self.screen.say_rows(
+            [
+                *_transfer_rows(transfer),
+                ("data", _splits(assembly.data.describe())),
+                (
+                    "train",
+                    f"{recipe.strategy.name}, {total_steps} steps of "
+                    f"{recipe.train.batch_size} on {execution.device} in "
+                    f"{'bf16' if execution.bf16 else 'fp32'}",
+                ),
+            ]
         )
-        say(f"data: {escape(shown)}")
-        show_faults(self.console, assembly.data.findings.warnings, "warning")
-        left_out = assembly.data.findings.left_out
-        if left_out:
-            say(f"[yellow]left out: {len(left_out)} bad samples[/yellow] (data.json)")
-        device = assembly.execution.device
-        precision = "bf16" if assembly.execution.bf16 else "fp32"
-        say(
-            f"training: {recipe.strategy.name}, {total_steps} steps of "
-            f"{recipe.train.batch_size} on {device} in {precision}"
-        )
+        findings = assembly.data.findings
+        show_faults(self.screen, findings.warnings)
+        if findings.left_out:
+            self.screen.say(
+                f"[yellow]warning:[/yellow] {len(findings.left_out)} bad samples are "
+                "left out; data.json names them"
+            )
 
     def on_start(self, total_steps: int, start_step: int) -> None:
         self._total = total_steps
@@ -154,97 +160,189 @@ class RunConsole(Callback):
 
     def on_record(self, record: Record) -> None:
         if record["event"] == "train":
-            self._bar.update(self._task, loss=f"loss {record['loss']:.4f}")
+            self._bar.update(self._task, loss=f"loss {number(record['loss'])}")
         elif record["event"] == "trainable" and record["step"]:
             last = ", ".join(record["stages"])
-            self._say(f"step {record['step']}: now training {escape(last)}")
+            self.screen.say(f"step {record['step']}: now training {escape(last)}")
         elif record["event"] == "validation":
             values = "  ".join(
                 f"{name} {number(value)}"
                 for name, value in record.items()
                 if isinstance(value, float) and name not in ("epoch", "time")
             )
-            self._say(
-                f"step {record['step']:>5}/{self._total}  epoch {record['epoch']:.2f}"
-                f"  validation: {values}"
+            width = len(str(self._total))
+            self.screen.say(
+                f"step {record['step']:>{width}}/{self._total}  epoch "
+                f"{record['epoch']:.2f}  validation: {values}"
             )
 
     def on_end(self) -> None:
         self._bar.stop()
 
-    def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True)
+    def close(self) -> None:
+        """Give the terminal back, however the run ended."""
+        self.transfers.close()
+        self._bar.stop()
 
 
-def show_faults(console: Console, faults: Sequence[Any], kind: str) -> None:
-    """Warnings or errors, each with its why and its fix."""
-    colour = {"warning": "yellow", "error": "red"}[kind]
+def show_faults(screen: Screen, faults: Iterable[Fault]) -> None:
+    """Warnings, each with its why and its fix."""
     for fault in faults:
-        text = escape(str(fault))
-        console.print(
-            f"[{colour}]{kind}:[/{colour}] {text}", highlight=False, soft_wrap=True
-        )
+        screen.say(f"[yellow]warning:[/yellow] {escape(str(fault))}")
 
 
-def show_result(console: Console, run: Run) -> None:
+def check_data(recipe: Recipe, registry: Registry) -> None:
+    """Fetch, read and assemble what a recipe names, and tell what is there."""
+    from headstart.assembly import assemble, complete_transfer
+    from headstart.trainer import plan_training
+
+    with Transfers() as transfers:
+        assembly = assemble(recipe, registry, transfers)
+    plan = plan_training(recipe, assembly)
+    described = assembly.data.describe()
+    screen = Screen()
+    rows = [
+        *_transfer_rows(complete_transfer(assembly, plan)),
+        ("data", _splits(described)),
+    ]
+    rows += [
+        (name, _inline(value))
+        for name, value in described.items()
+        if name not in SPLITS and not _is_table(value)
+    ]
+    rows.append(("train", f"{plan.total:,} steps of {recipe.train.batch_size}"))
+    screen.say_rows(rows)
+    for name, value in described.items():
+        if _is_table(value):
+            _show_table(screen, name, value)
+    show_faults(screen, assembly.data.findings.warnings)
+    show_faults(screen, assembly.data.findings.left_out)
+
+
+def _transfer_rows(transfer: TransferReport) -> list[tuple[str, str]]:
+    first, *others = transfer.lines()
+    return [("weights", first), *(("", line.strip()) for line in others)]
+
+
+def _splits(described: Mapping[str, Any]) -> str:
+    return "  ".join(
+        f"{name} {number(described[name])}" for name in SPLITS if name in described
+    )
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {number(item)}" for key, item in value.items())
+    return number(value)
+
+
+def _is_table(value: Any) -> bool:
+    """Counts by column and row, e.g. of classes by split."""
+    return isinstance(value, dict) and any(isinstance(v, dict) for v in value.values())
+
+
+def _show_table(screen: Screen, name: str, columns: Mapping[str, Any]) -> None:
+    names = list(dict.fromkeys(key for column in columns.values() for key in column))
+    rows = [
+        {name: row, **{c: number(columns[c].get(row, 0)) for c in columns}}
+        for row in names[:LISTED]
+    ]
+    if len(names) > LISTED:
+        rest = f"and {len(names) - LISTED} more"
+        rows.append({name: rest, **dict.fromkeys(columns, "")})
+    screen.say()
+    _say_table(screen, rows)
+
+
+def _say_table(
+    screen: Screen, rows: Sequence[Mapping[str, str]], bold: Sequence[int] = (0,)
+) -> None:
+    """Names to the left, numbers to the right; the lines of ``bold`` in bold."""
+    lines = format_rows(rows, screen.columns, right=list(rows[0])[1:])
+    for position, line in enumerate(lines):
+        style = "bold" if position in bold else ""
+        screen.print(escape(line), style=style, soft_wrap=True)
+
+
+def show_result(run: Run) -> None:
     """The result beside the baselines, what it cost, and where the report is."""
+    screen = Screen()
     summary = run.summary
-    metrics: Mapping[str, float] = summary.get("metrics", {})
-    if metrics:
-        console.print(_result_table(summary))
-        console.print(
-            verdict(summary, run.recipe().to_dict()).sentence,
-            highlight=False,
-            soft_wrap=True,
+    if summary.get("metrics"):
+        _show_metrics(screen, summary)
+        judged = verdict(summary, run.recipe().to_dict())
+        colour = {"yes": "green", "no": "red"}.get(judged.answer, "yellow")
+        screen.say()
+        screen.say(
+            f"[bold {colour}]{judged.headline}.[/bold {colour}] "
+            + escape(judged.sentence)
         )
+        for warning in judged.warnings:
+            screen.say(f"[yellow]warning:[/yellow] {escape(warning)}")
+        screen.say()
     else:
-        console.print(
-            f"[yellow]{summary['status']}[/yellow]: {escape(summary['reason'])}",
-            highlight=False,
-        )
-    for line in cost_lines(summary):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"run     {escape(str(run.folder))}", highlight=False, soft_wrap=True)
-    report = run.folder / "report.html"
-    console.print(f"report  {escape(str(report))}", highlight=False, soft_wrap=True)
+        screen.say(f"[yellow]{summary['status']}[/yellow]: {escape(summary['reason'])}")
+    screen.say_rows(
+        [
+            *cost_lines(summary),
+            ("run", str(run.folder)),
+            ("report", str(run.folder / "report.html")),
+        ]
+    )
 
 
-def _result_table(summary: Mapping[str, Any]) -> Table:
-    table = Table(title="test", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    names = list(summary["metrics"])
-    for name in names:
-        arrow = {"max": " ↑", "min": " ↓"}.get(summary["goals"].get(name, "min"), "")
-        table.add_column(name + arrow, justify="right")
-    rows = [("this run", summary["metrics"])]
-    rows += [(row["name"], row["metrics"]) for row in summary.get("baselines", ())]
+def _show_metrics(screen: Screen, summary: Mapping[str, Any]) -> None:
+    """A row for each result; where that is too wide, a row for each metric."""
+    results = {"this run": summary["metrics"]}
+    results |= {row["name"]: row["metrics"] for row in summary.get("baselines", ())}
     if summary.get("scratch"):
-        rows.append(("from scratch", summary["scratch"]["metrics"]))
-    for label, values in rows:
-        cells = (number(values.get(name)) for name in names)
-        table.add_row(label, *cells, style="bold" if label == "this run" else "")
-    return table
+        results["from scratch"] = summary["scratch"]["metrics"]
+    goals = {"loss": "min", **summary["goals"]}
+    arrows = {"max": " ↑", "min": " ↓"}
+    names = {
+        name: name + arrows.get(goals.get(name, ""), "") for name in summary["metrics"]
+    }
+    rows = [
+        {"test": label, **{n: number(values.get(m)) for m, n in names.items()}}
+        for label, values in results.items()
+    ]
+    if len(format_rows(rows, screen.columns, right=list(names.values()))[0]) <= (
+        screen.columns
+    ):
+        _say_table(screen, rows, bold=(0, 1))
+        return
+    _say_table(
+        screen,
+        [
+            {"test": n, **{r: number(values.get(m)) for r, values in results.items()}}
+            for m, n in names.items()
+        ],
+    )
 
 
-def cost_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Time, throughput, padding and memory in a few lines."""
+def cost_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Time, throughput, padding and memory: labels and texts."""
     seconds: Mapping[str, float] = summary.get("time", {})
     if not seconds:
         return []
-    shown = "  ".join(
-        f"{phase} {spent:.1f}"
+    shown = ", ".join(
+        f"{phase} {_brief(spent)}"
         for phase, spent in seconds.items()
         if phase != "total" and spent >= 0.05
     )
     flow = summary["throughput"]
-    pace = f"{flow['samples_per_second']:.1f} samples/s"
+    pace = f"{_brief(flow['samples_per_second'])} samples/s"
     if "unit" in flow:
-        pace += f", {flow['units_per_second']:.0f} {flow['unit']}/s"
+        pace += f", {_brief(flow['units_per_second'])} {flow['unit']}/s"
     if summary["padding_waste"] is not None:
         pace += f", padding {summary['padding_waste']:.1%}"
     memory = summary["peak_memory_bytes"] / 2**30
     return [
-        f"time    {seconds['total']:.1f} s: {shown}",
-        f"pace    {pace}, peak memory {memory:.2f} GiB",
-        f"        {summary['bottleneck']}",
+        ("time", f"{_brief(seconds['total'])} s: {shown}"),
+        ("pace", f"{pace}, peak memory {memory:.2f} GiB"),
+        ("", summary["bottleneck"]),
     ]
+
+
+def _brief(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

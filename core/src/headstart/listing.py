@@ -77,7 +77,9 @@ def format_rows(
     lines = []
     for row in table:
         cells = {
-            key: row[key].rjust(wide[key]) if key in right else row[key].ljust(wide[key])
+            key: row[key].rjust(wide[key])
+            if key in right
+            else row[key].ljust(wide[key])
             for key in keys
         }
         start = "".join(f"{cells[key]}  " for key in before)

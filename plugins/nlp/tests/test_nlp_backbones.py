@@ -293,6 +293,7 @@ def test_configuration_of_a_folder_and_its_tokenizer(tmp_path: Path) -> None:
         "tokenizer": str(tmp_path),
         "max_positions": 38,
         "pad_token_id": 1,
+        "vocab_size": CONFIGS["roberta"]["vocab_size"],
     }
     assert backbone.features["hidden"].channels == 32
 

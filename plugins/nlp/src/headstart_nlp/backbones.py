@@ -220,6 +220,7 @@ def build_encoder(settings: EncoderSettings, folder: Path | None) -> Backbone:
             "tokenizer": str(folder) if files else "",
             "max_positions": positions,
             "pad_token_id": config.pad_token_id,
+            "vocab_size": config.vocab_size,
         },
         files=files,
         trailing=("norm",) if "norm" in stages else (),

@@ -1,0 +1,128 @@
+"""The order of samples: a function of its arguments, and hardly any padding."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from headstart.batches import BatchParts
+from headstart.data import epoch_batches, evaluation_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SKEWED = np.random.default_rng(0).lognormal(3, 0.6, 4000).astype(np.int64) + 1
+
+
+def padding_waste(batches: list[np.ndarray]) -> float:
+    used = sum(int(SKEWED[batch].sum()) for batch in batches)
+    padded = sum(int(SKEWED[batch].max()) * len(batch) for batch in batches)
+    return 1 - used / padded
+
+
+@pytest.mark.parametrize("sizes", [None, SKEWED[:103]])
+def test_an_epoch_has_every_sample_once(sizes: np.ndarray | None) -> None:
+    batches = epoch_batches(103, 10, seed=1, epoch=2, sizes=sizes)
+    assert sorted(np.concatenate(batches)) == list(range(103))
+    assert sorted(len(batch) for batch in batches) == [3] + [10] * 10
+
+
+@pytest.mark.parametrize("sizes", [None, SKEWED])
+def test_an_epoch_is_a_function_of_seed_and_epoch(sizes: np.ndarray | None) -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        batches = epoch_batches(4000, 32, seed=seed, epoch=epoch, sizes=sizes)
+        return [batch.tolist() for batch in batches]
+
+    first = order(3, 1)
+    np.random.default_rng().random()
+    order(9, 9)
+    assert order(3, 1) == first
+    assert order(3, 2) != first
+    assert order(4, 1) != first
+    # Neither the sum nor the product of the two is what counts.
+    assert order(1, 3) != first
+
+
+def test_grouping_by_size_leaves_little_padding() -> None:
+    plain = epoch_batches(4000, 32, seed=0, epoch=0)
+    grouped = epoch_batches(4000, 32, seed=0, epoch=0, sizes=SKEWED)
+    assert padding_waste(plain) > 0.5
+    assert padding_waste(grouped) < 0.08
+
+
+def test_grouped_batches_still_mix() -> None:
+    def partners(epoch: int) -> set[int]:
+        batches = epoch_batches(4000, 32, seed=0, epoch=epoch, sizes=SKEWED)
+        return set(next(batch for batch in batches if 7 in batch))
+
+    assert len(partners(0) & partners(1)) < 16
+    # Nor do the batches come sorted by size.
+    batches = epoch_batches(4000, 32, seed=0, epoch=0, sizes=SKEWED)
+    means = np.array([SKEWED[batch].mean() for batch in batches])
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.4
+
+
+def test_evaluation_takes_the_longest_first() -> None:
+    sizes = np.array([3, 9, 1, 9, 4])
+    batches = evaluation_batches(5, 2, sizes)
+    assert [batch.tolist() for batch in batches] == [[1, 3], [4, 0], [2]]
+    assert [b.tolist() for b in evaluation_batches(5, 2)] == [[0, 1], [2, 3], [4]]
+
+
+class Numbers:
+    """Data whose batch is the list of its samples."""
+
+    settings = SimpleNamespace(workers=0)
+
+    def samples(self, split: str) -> list[int]:
+        return list(range(100))
+
+    def sizes(self, split: str) -> np.ndarray:
+        return SKEWED[:100]
+
+    def collate(self, samples: list[int]) -> dict[str, Any]:
+        return {"numbers": samples}
+
+
+@pytest.fixture
+def batch_parts(
+    toy_parts: Callable[..., Any],
+) -> Callable[[dict[str, Any]], BatchParts]:
+    def build(overrides: dict[str, Any]) -> BatchParts:
+        recipe, _, _ = toy_parts({"train.batch_size": 12, **overrides})
+        return BatchParts(Numbers(), recipe)  # type: ignore[arg-type]
+
+    return build
+
+
+def test_batches_resume_from_a_position(
+    batch_parts: Callable[[dict[str, Any]], BatchParts],
+) -> None:
+    whole = list(batch_parts({}).steps(epoch=2, start=0))
+    assert len(whole) == 9
+    for start in (1, 5, 8):
+        assert list(batch_parts({}).steps(epoch=2, start=start)) == whole[start:]
+
+
+def test_parts_are_the_batch_cut_up(
+    batch_parts: Callable[[dict[str, Any]], BatchParts],
+) -> None:
+    whole = list(batch_parts({}).steps(0, 0))
+    cut = list(batch_parts({"train.accumulate": 5}).steps(0, 0))
+    for (one,), parts in zip(whole, cut, strict=True):
+        assert len(parts) == min(5, len(one["numbers"]))
+        assert sum((part["numbers"] for part in parts), []) == one["numbers"]
+
+
+def test_padding_and_samples_are_counted(
+    batch_parts: Callable[[dict[str, Any]], BatchParts],
+) -> None:
+    for grouped in (True, False):
+        batches = batch_parts({"train.group_by_size": grouped})
+        seen = [np.array(part["numbers"]) for (part,) in batches.steps(0, 0)]
+        assert batches.padding_waste == pytest.approx(padding_waste(seen))
+        assert batches.count == 100
+        assert batches.used == SKEWED[:100].sum()

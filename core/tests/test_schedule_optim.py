@@ -1,0 +1,157 @@
+"""Learning rates by hand, and every parameter in one group of the optimizer."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from headstart.optim import (
+    build_optimizer,
+    optimizer_tensors,
+    parameter_groups,
+    restore_optimizer,
+    set_learning_rates,
+)
+from headstart.schedule import learning_rate_factor
+from headstart.settings import StrategySettings, TrainSettings
+from headstart.strategy import make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headstart.model import Model
+    from headstart.strategy import Plan
+
+STAGES = ("first", "second", "third")
+
+
+def factors(total: int, strategy: str = "global", **settings: Any) -> list[float]:
+    plan = make_plan(StrategySettings(name=strategy, head_share=0.5), STAGES, total)
+    train = TrainSettings(**settings)
+    return [learning_rate_factor(train, plan, step) for step in range(total)]
+
+
+def test_linear_with_warmup() -> None:
+    # Two steps up in thirds, then eight steps down in eighths.
+    expected = [1 / 3, 2 / 3, *(left / 8 for left in range(8, 0, -1))]
+    assert factors(10, schedule="linear", warmup=0.2) == pytest.approx(expected)
+
+
+def test_linear_without_warmup() -> None:
+    assert factors(4, schedule="linear", warmup=0) == [1, 0.75, 0.5, 0.25]
+
+
+def test_cosine() -> None:
+    quarter = 0.5 * (1 + math.cos(math.pi / 4))
+    expected = [1, quarter, 0.5, 1 - quarter]
+    assert factors(4, schedule="cosine", warmup=0) == pytest.approx(expected)
+
+
+def test_constant_still_warms_up() -> None:
+    expected = [1 / 3, 2 / 3, 1, 1, 1]
+    assert factors(5, schedule="constant", warmup=0.4) == pytest.approx(expected)
+
+
+def test_linear_probing_restarts_the_schedule() -> None:
+    expected = [1, 0.75, 0.5, 0.25] * 2
+    assert factors(8, "lp-ft", schedule="linear", warmup=0) == expected
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.06, 0.5, 1.0])
+def test_no_step_is_spent_at_zero(schedule: str, warmup: float) -> None:
+    for total in (1, 2, 3, 17, 100):
+        values = factors(total, schedule=schedule, warmup=warmup)
+        assert all(0 < value <= 1 for value in values)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_last_step_is_just_above_zero(schedule: str) -> None:
+    assert 0 < factors(100, schedule=schedule)[-1] < 0.02
+
+
+@pytest.fixture
+def parts(toy_parts: Callable[..., Any]) -> tuple[Model, Plan]:
+    _, assembly, plan = toy_parts({"strategy.stage_decay": 0.5})
+    return assembly.model, plan
+
+
+def test_every_parameter_is_in_one_group(parts: tuple[Model, Plan]) -> None:
+    model, plan = parts
+    # Frozen from the start, and still in its group.
+    model.train_stages(frozenset())
+    groups = parameter_groups(model, TrainSettings(), plan, 1e-3)
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert len({id(p) for p in grouped}) == len(grouped)
+    assert {id(p) for p in grouped} == {id(p) for p in model.parameters()}
+    for group in groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            assert model.get_parameter(name) is parameter
+
+
+def test_learning_rates_and_decay_by_part(parts: tuple[Model, Plan]) -> None:
+    model, plan = parts
+    settings = TrainSettings(head_learning_rate=0.3, weight_decay=0.1)
+    groups = parameter_groups(model, settings, plan, 0.08)
+    rates = {"first": 0.02, "second": 0.04, "third": 0.08, "head": 0.3}
+    # Matrices decay; biases and both vectors of a normalisation do not.
+    kept = {"linear.bias", "norm.weight", "norm.bias"}
+    for group in groups:
+        assert group["base_lr"] == group["lr"] == pytest.approx(rates[group["part"]])
+        endings = {".".join(name.split(".")[-2:]) for name in group["names"]}
+        if group["weight_decay"]:
+            assert group["weight_decay"] == 0.1
+            assert endings <= {"linear.weight", "head.weight"}
+        else:
+            assert endings <= kept
+    assert {(g["part"], bool(g["weight_decay"])) for g in groups} == {
+        (part, decays) for part in rates for decays in (True, False)
+    }
+
+
+def test_head_takes_the_learning_rate_unless_told(parts: tuple[Model, Plan]) -> None:
+    model, plan = parts
+    groups = parameter_groups(model, TrainSettings(), plan, 0.08)
+    assert {g["base_lr"] for g in groups if g["part"] == "head"} == {0.08}
+
+
+def test_set_learning_rates_scales_the_base(parts: tuple[Model, Plan]) -> None:
+    model, plan = parts
+    optimizer = build_optimizer(model, TrainSettings(), plan, 0.08)
+    for factor in (0.5, 0.25):
+        set_learning_rates(optimizer, factor)
+    for group in optimizer.param_groups:
+        assert group["lr"] == group["base_lr"] * 0.25
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_optimizer_state_comes_back(
+    parts: tuple[Model, Plan], name: str, toy_parts: Callable[..., Any]
+) -> None:
+    model, plan = parts
+    model.train_stages(frozenset({"third"}))
+    twin = toy_parts({})[1].model
+    twin.train_stages(frozenset({"third"}))
+    settings = TrainSettings(optimizer=name)
+    optimizer = build_optimizer(model, settings, plan, 0.1)
+
+    def step(of: Model, by: torch.optim.Optimizer) -> None:
+        for index, parameter in enumerate(of.parameters()):
+            if parameter.requires_grad:
+                parameter.grad = torch.full_like(parameter, 0.1 * index + 0.1)
+        by.step()
+
+    step(model, optimizer)
+    twin.load_state_dict(model.state_dict())
+    restored = build_optimizer(twin, settings, plan, 0.1)
+    tensors = {k: v.clone() for k, v in optimizer_tensors(optimizer).items()}
+    assert tensors
+    assert all(k.startswith(("backbone.stages.third.", "head.")) for k in tensors)
+    restore_optimizer(restored, tensors)
+    step(model, optimizer)
+    step(twin, restored)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[key]), key
