@@ -134,3 +134,11 @@ def test_a_metric_of_another_kind_names_those_that_fit() -> None:
     with pytest.raises(UserError) as caught:
         resolve(SPECS["nlp/accuracy"].factory)(VALUE)
     assert "mean-absolute-error" in caught.value.faults[0].fix
+
+
+def test_a_constant_prediction_correlates_with_nothing() -> None:
+    """Unbalanced: where torchmetrics' own coefficient gives .975."""
+    target = torch.tensor([1] * 60 + [0])
+    metric = mcc(BINARY)
+    metric.update(torch.ones(61, dtype=torch.long), target)
+    assert float(metric.compute()) == 0.0

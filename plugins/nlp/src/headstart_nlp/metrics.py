@@ -13,8 +13,8 @@ import torch
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, SpearmanCorrCoef
 from torchmetrics.classification import (
     MulticlassAccuracy,
+    MulticlassConfusionMatrix,
     MulticlassF1Score,
-    MulticlassMatthewsCorrCoef,
     MultilabelExactMatch,
     MultilabelF1Score,
 )
@@ -34,6 +34,22 @@ OF_KIND = {
     "multi-label": ("macro-f1", "auroc", "exact-match"),
     "regression": ("mean-absolute-error", "root-mean-squared-error", "spearman"),
 }
+
+
+class MatthewsCorrelation(MulticlassConfusionMatrix):
+    """Correlation of predicted and true classes (Gorodkin 2004), from their counts.
+
+    0 when all predictions, or all targets, are of one class: there is nothing to
+    correlate. torchmetrics' own gives a constant prediction on unbalanced data
+    nearly 1.
+    """
+
+    def compute(self) -> Tensor:
+        counts = self.confmat.double()
+        true, predicted, total = counts.sum(1), counts.sum(0), counts.sum()
+        agreement = counts.trace() * total - true @ predicted
+        spread = (total**2 - true @ true) * (total**2 - predicted @ predicted)
+        return torch.where(spread > 0, agreement / spread.clamp(min=1).sqrt(), 0.0)
 
 
 class MacroAUROC(Metric):
@@ -103,7 +119,7 @@ def macro_f1(task: Mapping[str, Any]) -> Metric:
 def mcc(task: Mapping[str, Any]) -> Metric:
     """Matthews correlation coefficient, -1 to 1; 0 is no better than chance."""
     _check("mcc", task)
-    return MulticlassMatthewsCorrCoef(len(task["labels"]), validate_args=False)
+    return MatthewsCorrelation(len(task["labels"]), validate_args=False)
 
 
 def auroc(task: Mapping[str, Any]) -> Metric:
