@@ -62,7 +62,7 @@ def test_grouped_batches_still_mix() -> None:
     # Nor do the batches come sorted by size.
     batches = epoch_batches(4000, 32, seed=0, epoch=0, sizes=SKEWED)
     means = np.array([SKEWED[batch].mean() for batch in batches])
-    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.4
+    assert 0.3 < (np.diff(means) > 0).mean() < 0.7
 
 
 def test_evaluation_takes_the_longest_first() -> None:
@@ -114,7 +114,7 @@ def test_parts_are_the_batch_cut_up(
     cut = list(batch_parts({"train.accumulate": 5}).steps(0, 0))
     for (one,), parts in zip(whole, cut, strict=True):
         assert len(parts) == min(5, len(one["numbers"]))
-        assert sum((part["numbers"] for part in parts), []) == one["numbers"]
+        assert [n for part in parts for n in part["numbers"]] == one["numbers"]
 
 
 def test_padding_and_samples_are_counted(

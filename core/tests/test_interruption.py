@@ -58,7 +58,9 @@ def training(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
         yield process, folder
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

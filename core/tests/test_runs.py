@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from headstart.plugins import Registry
 
 pytestmark = pytest.mark.usefixtures("registry")
 

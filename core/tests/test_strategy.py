@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -69,9 +70,7 @@ def test_gradual_at_its_ends() -> None:
 def test_gradual_never_freezes_again() -> None:
     for total in range(1, 40):
         steps = trained(total, name="gradual", unfreeze_share=0.7)
-        assert all(
-            len(now) <= len(later) for now, later in zip(steps, steps[1:], strict=False)
-        )
+        assert all(len(now) <= len(later) for now, later in itertools.pairwise(steps))
 
 
 def test_trainable_is_a_function_of_the_step_alone() -> None:

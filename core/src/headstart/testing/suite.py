@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import pickle
+import random
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -174,6 +175,8 @@ class PluginSuite:
                 middle = copy.deepcopy(backbone.run(sample, 0, cut))
                 fresh = tiny_backbone(backbone_spec).eval()
                 fresh.load_state_dict(backbone.state_dict())
+                # What a stage left outside the state is now another network's.
+                tiny_backbone(backbone_spec, seed=1).eval().run(sample)
                 parts = fresh.run(middle, cut)
                 for name in backbone.features:
                     assert same(parts[name], whole[name]), f"{name}, cut at {cut}"
@@ -420,7 +423,14 @@ class PluginSuite:
     def test_data_is_a_function_of_settings_and_seed(
         self, data_spec: DataSpec, tmp_path: Path
     ) -> None:
-        once, again = (self._data(data_spec, tmp_path / str(i)) for i in range(2))
+        loaded = []
+        for index in range(2):
+            # Global generators are not its seed.
+            torch.manual_seed(index)
+            np.random.seed(index)
+            random.seed(index)
+            loaded.append(self._data(data_spec, tmp_path / str(index)))
+        once, again = loaded
         assert once.fingerprint() == again.fingerprint()
         for split in ("train", "validation", "test"):
             first = [data.samples(split)[0] for data in (once, again)]
@@ -465,7 +475,7 @@ class PluginSuite:
     def test_metric_in_parts_equals_one_pass(self, metric_spec: MetricSpec) -> None:
         outputs = resolve(metric_spec.sample)(metric_spec.sample_task, 12)
         values = []
-        for cuts in ([0, 12], [0, 5, 7, 12]):
+        for cuts in ([0, 12], [0, 2, 9, 12]):
             metrics = MetricSet(
                 [metric_spec], metric_spec.sample_task, torch.device("cpu")
             )
