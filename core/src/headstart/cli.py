@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from headstart.listing import (
     SPECS,
     list_rows,
     plugin_rows,
+    prediction_row,
     print_json,
     print_rows,
     recipe_text,
@@ -143,7 +145,7 @@ def predict(
     else:
         print_rows(
             [
-                {**_flat(result), "input": item}
+                {**prediction_row(result), "input": item}
                 for result, item in zip(results, items, strict=True)
             ]
         )
@@ -368,19 +370,19 @@ def _say_missing(registry: Registry) -> None:
 
 def _input_lines() -> list[str]:
     """The lines of standard input."""
-    stream = click.get_text_stream("stdin", encoding="utf-8", errors="strict")
-    if stream.isatty():
+    if sys.stdin.isatty():
         raise UserError(
             "there is nothing to predict for",
             fix="give texts or files, or pipe lines into this command",
         )
     try:
-        # Not splitlines(), for which a form feed also ends a line.
-        return [line.rstrip("\r\n") for line in stream]
+        text = sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             "this is not UTF-8 text", where="standard input", why=str(error)
         ) from error
+    # Not splitlines(), for which a form feed also ends a line.
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
 def _write_lines(path: Path, results: Iterable[Mapping[str, Any]]) -> int:
@@ -400,16 +402,3 @@ def _write_lines(path: Path, results: Iterable[Mapping[str, Any]]) -> int:
     finally:
         fresh.unlink(missing_ok=True)
     return count
-
-
-def _flat(result: Mapping[str, Any]) -> dict[str, str]:
-    """The short values of a prediction, for a table."""
-    return {
-        key: f"{value:.3f}"
-        if isinstance(value, float)
-        else ", ".join(map(str, value))
-        if isinstance(value, list)
-        else str(value)
-        for key, value in result.items()
-        if not isinstance(value, dict)
-    }

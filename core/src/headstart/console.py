@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 REFRESH = 5
 """Steps between two updates of the bar; each costs the training some microseconds."""
 SPLITS = ("train", "validation", "test")
+NO_BREAK = "\N{NO-BREAK SPACE}"
 LISTED = 20
 """Rows of a table of the data (classes) that are shown."""
 
@@ -55,7 +56,7 @@ class Screen(Console):
         """Labels and texts in two columns."""
         table = [{"label": f"{label:6s}", "text": text} for label, text in rows]
         for line in format_rows(table, self.columns, header=False):
-            self.print(escape(line), soft_wrap=True)
+            self.print(escape(line.replace(NO_BREAK, " ")), soft_wrap=True)
 
     def on_broken_pipe(self) -> None:
         """A closed standard error must not end a training; rich would exit with 1."""
@@ -166,15 +167,14 @@ class RunConsole(Callback):
             self.screen.say(f"step {record['step']}: now training {escape(last)}")
         elif record["event"] == "validation":
             values = "  ".join(
-                f"{name} {number(value)}"
+                _pair(name, value)
                 for name, value in record.items()
                 if isinstance(value, float) and name not in ("epoch", "time")
             )
             width = len(str(self._total))
-            self.screen.say(
-                f"step {record['step']:>{width}}/{self._total}  epoch "
-                f"{record['epoch']:.2f}  validation: {values}"
-            )
+            when = f"step {record['step']:>{width}}/{self._total}"
+            when += f"  epoch {record['epoch']:5.2f}"
+            self.screen.say_rows([(when, f"validation: {values}")])
 
     def on_end(self) -> None:
         self._bar.stop()
@@ -221,19 +221,26 @@ def check_data(recipe: Recipe, registry: Registry) -> None:
 
 def _transfer_rows(transfer: TransferReport) -> list[tuple[str, str]]:
     first, *others = transfer.lines()
-    return [("weights", first), *(("", line.strip()) for line in others)]
+    parts = (line.split(maxsplit=1) for line in others)
+    return [("weights", first), *((f"  {label}", text) for label, text in parts)]
+
+
+def _pair(name: str, value: Any) -> str:
+    """A name and its number, which stay on one line."""
+    return f"{name}{NO_BREAK}{number(value)}"
 
 
 def _splits(described: Mapping[str, Any]) -> str:
     return "  ".join(
-        f"{name} {number(described[name])}" for name in SPLITS if name in described
+        _pair(name, described[name]) for name in SPLITS if name in described
     )
 
 
 def _inline(value: Any) -> str:
     if isinstance(value, dict):
-        return "  ".join(f"{key} {number(item)}" for key, item in value.items())
-    return number(value)
+        return "  ".join(f"{key} {_inline(item)}" for key, item in value.items())
+    whole = isinstance(value, float) and value.is_integer()
+    return number(int(value) if whole else value)
 
 
 def _is_table(value: Any) -> bool:
@@ -268,6 +275,8 @@ def show_result(run: Run) -> None:
     """The result beside the baselines, what it cost, and where the report is."""
     screen = Screen()
     summary = run.summary
+    if screen.is_terminal:
+        screen.say()
     if summary.get("metrics"):
         _show_metrics(screen, summary)
         judged = verdict(summary, run.recipe().to_dict())
@@ -326,7 +335,7 @@ def cost_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not seconds:
         return []
     shown = ", ".join(
-        f"{phase} {_brief(spent)}"
+        f"{phase}{NO_BREAK}{_brief(spent)}"
         for phase, spent in seconds.items()
         if phase != "total" and spent >= 0.05
     )

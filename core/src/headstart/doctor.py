@@ -71,7 +71,7 @@ def _torch() -> Iterator[Examined]:
         try:
             __import__(name)
         except Exception as error:
-            first = str(error).splitlines()[0]
+            first = (str(error) or type(error).__name__).splitlines()[0]
             yield Examined(
                 False,
                 f"{name} {version} does not import: {first}; it must be built for the "

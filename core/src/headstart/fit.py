@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from headstart.plugins import Registry
-    from headstart.settings import DataSettings
     from headstart.specs import BackboneSpec, DataSpec, FeatureKind, HeadSpec
 
 
@@ -18,12 +17,13 @@ def fit_faults(
     backbone: BackboneSpec | None,
     head: HeadSpec | None,
     data: DataSpec | None,
-    settings: DataSettings | None,
+    kind: str,
     registry: Registry,
 ) -> list[Fault]:
     """Pieces that do not fit each other, and which would.
 
-    A piece that is not known is ``None``; the others are compared all the same.
+    A piece (or the kind of the data's targets) that is not known is ``None`` (or
+    empty); the others are compared all the same.
     ``where`` of each fault is the recipe key to change.
     """
     faults: list[Fault] = []
@@ -33,8 +33,8 @@ def fit_faults(
         faults += _inputs(backbone, data, registry)
     if head and data:
         faults += _targets(head, data, registry)
-    if head and settings and settings.kind:
-        faults += _kind(head, settings.kind, registry)
+    if head and kind:
+        faults += _kind(head, kind, registry)
     return faults
 
 

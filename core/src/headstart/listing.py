@@ -164,6 +164,19 @@ def _counted(kind: str, count: int) -> str:
     return noun.removesuffix("s") if count == 1 else noun
 
 
+def prediction_row(result: Mapping[str, Any]) -> dict[str, str]:
+    """The short values of a prediction, for a table."""
+    return {
+        key: f"{value:.3f}"
+        if isinstance(value, float)
+        else ", ".join(map(str, value))
+        if isinstance(value, list)
+        else str(value)
+        for key, value in result.items()
+        if not isinstance(value, dict)
+    }
+
+
 def recipe_text(registry: Registry, name: str) -> str:
     """The TOML text of a packaged recipe; raises as ``Registry.recipe`` does."""
     from importlib.resources import files
@@ -221,7 +234,7 @@ def show_settings(section: str, model: type[BaseModel]) -> None:
             continue
         default = field.get_default(call_default_factory=True)
         about = (field.description or "").replace("``", "").split()
-        if choices := _choices(model, key):
+        if len(choices := _choices(model, key)) > 1:
             about += ["One", "of", *", ".join(choices).split()]
             about[-1] += "."
         rows.append(

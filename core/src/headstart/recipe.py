@@ -196,7 +196,7 @@ def build_recipe(
         specs.get("backbone"),
         specs.get("head"),
         specs.get("data"),
-        cast("DataSettings | None", settings.get("data")),
+        _kind(merged["data"], models["data"], settings.get("data")),
         registry,
     ):
         faults.found.append(replace(fault, where=faults.where(fault.where)))
@@ -208,6 +208,16 @@ def build_recipe(
         **{f"{section}_spec": spec for section, spec in specs.items()},
         metric_specs=metric_specs,
     )
+
+
+def _kind(
+    table: Mapping[str, Any], model: type[Settings], checked: Settings | None
+) -> str:
+    """``data.kind``, also where another key of the data is wrong."""
+    given = cast("DataSettings | None", checked)
+    if given or "kind" in table:
+        return given.kind if given else ""
+    return str(model.model_fields["kind"].default)
 
 
 class _Faults:
