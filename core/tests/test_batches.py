@@ -126,3 +126,12 @@ def test_padding_and_samples_are_counted(
         assert batches.padding_waste == pytest.approx(padding_waste(seen))
         assert batches.count == 100
         assert batches.used == SKEWED[:100].sum()
+
+
+@pytest.mark.parametrize("sizes", [None, np.arange(33)])
+def test_no_batch_is_a_single_sample(sizes: np.ndarray | None) -> None:
+    """BatchNorm cannot train on one; the number of steps stays the same."""
+    batches = epoch_batches(33, 8, seed=0, epoch=0, sizes=sizes)
+    assert sorted(map(len, batches)) == [4, 5, 8, 8, 8]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(33))
+    assert [len(b) for b in epoch_batches(1, 8, seed=0, epoch=0)] == [1]

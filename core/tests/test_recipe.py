@@ -655,3 +655,18 @@ def test_expect_is_read_from_the_recipe(toys: Any) -> None:
     recipe = toys("expect.metrics={accuracy = [0.86, 0.90]}", "expect.takes=a minute")
     assert recipe.expect.metrics == {"accuracy": (0.86, 0.90)}
     assert recipe.expect.takes == "a minute"
+
+
+def test_an_expectation_ends_where_the_recipe_is_changed(registry: Registry) -> None:
+    tables, origin = read_recipe("toy/ring", registry)
+    tables["expect"] = {"metrics": {"accuracy": [0.5, 1.0]}}
+
+    def expected(**overrides: Any) -> Any:
+        given = {key.replace("_", ".", 1): value for key, value in overrides.items()}
+        recipe = build_recipe(tables, given, origin=origin, registry=registry)
+        return recipe.expect.metrics
+
+    assert expected() == {"accuracy": (0.5, 1.0)}
+    assert expected(train_seed=3, report_samples=2) == {"accuracy": (0.5, 1.0)}
+    assert expected(data_count=60) == {}
+    assert expected(train_epochs=1) == {}

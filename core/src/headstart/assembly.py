@@ -73,7 +73,7 @@ def assemble(
         HeadstartError: Whatever does not fit, before anything is written.
     """
     execution = choose_execution(recipe.train)
-    if not recipe.weights:
+    if not recipe.backbone.weights:
         raise UserError(
             f"the backbone {recipe.backbone.name!r} needs to be told its weights",
             where="backbone.weights",
@@ -83,7 +83,7 @@ def assemble(
     # First the data: a fault in it should not cost a download of weights.
     data = build_data(recipe)
     data.load()
-    weights = resolve_weights(recipe.weights, registry, progress)
+    weights = resolve_weights(recipe.backbone.weights, registry, progress)
     torch.manual_seed(recipe.train.seed)
     backbone = build_backbone(recipe, weights.folder)
     data.prepare(backbone.preprocessing)

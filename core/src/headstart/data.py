@@ -206,17 +206,26 @@ def epoch_batches(
     still a different mixture every epoch.
 
     Returns:
-        Arrays of sample indices; every sample once, the last batch may be smaller.
+        Arrays of sample indices; every sample once, the last batch may be smaller, but
+        is never a single sample unless there is no other.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(count)
+    if sizes is not None:
+        windows = [
+            order[i : i + batch_size * window]
+            for i in range(0, count, batch_size * window)
+        ]
+        order = np.concatenate(
+            [w[np.argsort(sizes[w], kind="stable")] for w in windows]
+        )
+    cuts = list(range(batch_size, count, batch_size))
+    if cuts and count - cuts[-1] == 1 and batch_size > 2:
+        # BatchNorm cannot train on one sample: the last two batches share theirs.
+        cuts[-1] -= batch_size // 2
+    batches = np.split(order, cuts)
     if sizes is None:
-        return [order[i : i + batch_size] for i in range(0, count, batch_size)]
-    batches = []
-    for i in range(0, count, batch_size * window):
-        part = order[i : i + batch_size * window]
-        part = part[np.argsort(sizes[part], kind="stable")]
-        batches += [part[j : j + batch_size] for j in range(0, len(part), batch_size)]
+        return batches
     return [batches[i] for i in generator.permutation(len(batches))]
 
 

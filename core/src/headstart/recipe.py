@@ -71,6 +71,19 @@ PLUGIN_SECTIONS: dict[str, type[Settings]] = {
     "head": HeadSettings,
     "data": DataSettings,
 }
+HARMLESS = (
+    "name",
+    "summary",
+    "report.",
+    "train.seed",
+    "train.device",
+    "train.log_every",
+    "train.keep_checkpoints",
+    "train.tensorboard",
+    "data.workers",
+)
+"""Overrides after which a recipe's ``[expect]`` holds; others void it unless they
+state another."""
 SECTIONS = (*PLUGIN_SECTIONS, *CORE_SECTIONS)
 
 
@@ -93,11 +106,6 @@ class Recipe:
     head_spec: HeadSpec
     data_spec: DataSpec
     metric_specs: tuple[MetricSpec, ...]
-
-    @property
-    def weights(self) -> str:
-        """The weights reference: the recipe's, else the backbone's default."""
-        return self.backbone.weights or self.backbone_spec.weights
 
     @property
     def best(self) -> str:
@@ -201,6 +209,13 @@ def build_recipe(
     ):
         faults.found.append(replace(fault, where=faults.where(fault.where)))
     faults.raise_all()
+    backbone = cast("BackboneSettings", settings["backbone"])
+    if not backbone.weights:
+        default = {"weights": specs["backbone"].weights}
+        settings["backbone"] = backbone.model_copy(update=default)
+    stated = any(key.startswith("expect.") for key in overrides)
+    if not stated and any(not key.startswith(HARMLESS) for key in overrides):
+        settings["expect"] = Expectation()
     return Recipe(
         name=merged["name"] or Path(origin).stem,
         summary=merged["summary"],

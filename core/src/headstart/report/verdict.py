@@ -217,7 +217,8 @@ def verdict(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> Verdict:
     scratch = compare(summary, summary.get("scratch") or {}, metric, goal)
     result = f"{metric} {number(ours)} on the test split"
     warnings = _warnings(summary, recipe)
-    if recipe.get("strategy", {}).get("name") == "scratch":
+    weights = recipe.get("backbone", {}).get("weights")
+    if recipe.get("strategy", {}).get("name") == "scratch" or weights == "none":
         text = f"This run starts from random weights: {result}."
         return Verdict("unknown", "A control, not a transfer", text, warnings)
     against = []

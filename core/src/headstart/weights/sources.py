@@ -47,7 +47,7 @@ class Weights:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the tensor files, see :func:`~headstart.weights.tensors.files_sha256`."""
+        """Hash of the tensor files, as ``tensors.files_sha256`` makes it."""
         return files_sha256(self.files)
 
     def tensors(self) -> dict[str, Tensor]:
