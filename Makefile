@@ -8,7 +8,7 @@ PLUGIN ?= core
 
 # What `make demo DOMAIN=…` runs: a packaged recipe, with overrides that keep it short.
 DEMO_RECIPE_nlp := nlp/sentiment
-DEMO_ARGS_nlp := data.rows=3000
+DEMO_ARGS_nlp := train.epochs=1
 DEMO_RECIPE ?= $(DEMO_RECIPE_$(DOMAIN))
 DEMO_ARGS ?= $(DEMO_ARGS_$(DOMAIN))
 
@@ -18,9 +18,10 @@ BENCH ?= $(sort $(wildcard benchmarks/bench_*.py))
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PROJECTS := core $(sort $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml)))
-TOOLS := build hypothesis import-linter mypy pytest ruff
+TOOLS := build hypothesis import-linter mypy pytest pytest-xdist ruff
 INSTALL := $(BIN)/python -m pip install --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest $(PYTEST_ARGS)
+# One thread in each of two processes: many tiny models run faster side by side.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 # The build backend is pinned too: pip builds in an environment of its own, which
 # --constraint does not reach.
