@@ -13,7 +13,10 @@ DEMO_RECIPE ?= $(DEMO_RECIPE_$(DOMAIN))
 DEMO_ARGS ?= $(DEMO_ARGS_$(DOMAIN))
 
 PYTEST_ARGS ?=
+KILLS ?= 200
 BENCH ?= $(sort $(wildcard benchmarks/bench_*.py))
+BENCH_ARGS ?=
+PEERS ?= .venv-peers
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
@@ -30,8 +33,8 @@ export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo install test test-slow test-gpu test-network lint \
-  format wheels alone bench clean known-domain known-plugin
+.PHONY: help demo install test test-slow test-gpu test-network torture lint \
+  format wheels alone bench bench-docs clean known-domain known-plugin
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' \
@@ -55,6 +58,9 @@ test-gpu: $(STAMPS)/all ## Run the tests that need a CUDA device
 test-network: $(STAMPS)/all ## Run the tests that fetch from a package index
 	$(PYTEST) -m "network and not gpu and not peers"
 
+torture: $(STAMPS)/all ## Kill training 200 times and resume it (KILLS=1000 for more)
+	HEADSTART_KILLS=$(KILLS) $(PYTEST) -n 0 -s -m slow core/tests/test_torture.py
+
 lint: $(STAMPS)/all ## Check style, types and who imports whom
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -73,12 +79,15 @@ wheels: $(STAMPS)/build ## Build the wheel of every project into dist/
 alone: known-plugin $(STAMPS)/build ## Install one project alone in a clean environment and try it (PLUGIN=nlp, PLUGIN=core)
 	$(BIN)/python tests/tools/alone.py $(PLUGIN)
 
-bench: $(STAMPS)/all ## Measure against plain loops and peers (BENCH=one file)
+bench: $(PEERS)/.stamps/peers ## Measure beside plain loops and peers (BENCH=one file, BENCH_ARGS=…)
 	@test -n "$(strip $(BENCH))" || { echo "benchmarks/ has no bench_*.py" >&2; exit 1; }
-	set -e; for script in $(BENCH); do $(BIN)/python $$script; done
+	set -e; for script in $(BENCH); do $(PEERS)/bin/python $$script $(BENCH_ARGS); done
+
+bench-docs: $(STAMPS)/venv ## Write docs/benchmarks.md from benchmarks/results/
+	$(BIN)/python benchmarks/collect.py
 
 clean: ## Remove the environment, wheels and caches (runs/ stays)
-	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find core plugins tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 known-domain:
@@ -113,6 +122,12 @@ $(STAMPS)/demo-%: $(STAMPS)/venv constraints.txt core/pyproject.toml plugins/%/p
 
 $(STAMPS)/build: $(STAMPS)/venv constraints.txt
 	$(INSTALL) build
+	@touch $@
+
+$(PEERS)/.stamps/peers: benchmarks/peers.txt constraints.txt core/pyproject.toml plugins/nlp/pyproject.toml
+	$(MAKE) VENV=$(PEERS) $(PEERS)/.stamps/venv
+	$(PEERS)/bin/python -m pip install --constraint constraints.txt \
+	  --requirement benchmarks/peers.txt -e ./core -e ./plugins/nlp
 	@touch $@
 
 $(STAMPS)/all: $(STAMPS)/venv constraints.txt $(PROJECTS:%=%/pyproject.toml)

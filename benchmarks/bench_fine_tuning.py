@@ -25,7 +25,7 @@ from headstart.clock import Clock
 from headstart.data import epoch_batches
 from headstart.plugins import load_plugins
 from headstart.recipe import Recipe, load_recipe
-from headstart.trainer import make_trainer, plan_training
+from headstart.training_setup import make_trainer, plan_training
 
 
 class PlainClassifier(nn.Module):

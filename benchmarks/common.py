@@ -33,24 +33,56 @@ def setting(*packages: str) -> dict[str, Any]:
 
 
 def publish(
-    name: str, title: str, rows: list[dict[str, Any]], about: dict[str, Any]
+    name: str,
+    title: str,
+    rows: list[dict[str, Any]],
+    about: dict[str, Any],
+    *,
+    goal: str = "",
+    remark: str = "",
 ) -> None:
-    """Print a Markdown table and write ``results/NAME.json``."""
-    keys = list(rows[0])
-    print(f"\n### {title}\n")
-    print("| " + " | ".join(keys) + " |")
-    print("|" + "---|" * len(keys))
-    for row in rows:
-        print("| " + " | ".join(_cell(row.get(key, "")) for key in keys) + " |")
-    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
-    print(
-        f"\n{about['device']}, {about['cores']} cores, Python {about['python']}, "
-        f"{versions}; {about['date']}; `{about['command']}`"
-    )
+    """Print a Markdown table and write ``results/NAME.json``.
+
+    Args:
+        name: Of the file.
+        title: What was measured on what.
+        rows: Cells by column.
+        about: What :func:`setting` gave.
+        goal: What was to be reached.
+        remark: What a reader must know to judge the figures.
+    """
+    document = {
+        "title": title,
+        "goal": goal,
+        "remark": remark,
+        "setting": about,
+        "rows": rows,
+    }
+    print("\n" + markdown(document))
     RESULTS.mkdir(exist_ok=True)
-    document = {"title": title, "setting": about, "rows": rows}
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
 
 
+def markdown(document: dict[str, Any], level: int = 3) -> str:
+    """A result as a section: title, goal, table, remark, and where it was measured."""
+    rows, about = document["rows"], document["setting"]
+    keys = list(rows[0])
+    table = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
+    for row in rows:
+        cells = [_cell(row.get(key, "")) for key in keys]
+        table.append("| " + " | ".join(cells) + " |")
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    where = (
+        f"{about['device']}, {about['cores']} cores, {about['threads']} threads, "
+        f"Python {about['python']}, {versions}; {about['date']}; `{about['command']}`"
+    )
+    goal = f"Goal: {document['goal']}." if document.get("goal") else ""
+    parts = [f"{'#' * level} {document['title']}", goal, "\n".join(table)]
+    parts += [document.get("remark", ""), where]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
 def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -12,7 +12,7 @@ from headstart.clock import Clock
 from headstart.plugins import load_plugins
 from headstart.recipe import load_recipe
 from headstart.testing import toy
-from headstart.trainer import make_trainer, plan_training
+from headstart.training_setup import make_trainer, plan_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -10,6 +10,7 @@ import pytest
 
 from headstart.batches import BatchParts
 from headstart.data import epoch_batches, evaluation_batches
+from headstart.distributed import World
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +94,7 @@ def batch_parts(
 ) -> Callable[[dict[str, Any]], BatchParts]:
     def build(overrides: dict[str, Any]) -> BatchParts:
         recipe, _, _ = toy_parts({"train.batch_size": 12, **overrides})
-        return BatchParts(Numbers(), recipe)  # type: ignore[arg-type]
+        return BatchParts(Numbers(), recipe, World())  # type: ignore[arg-type]
 
     return build
 
@@ -101,10 +102,14 @@ def batch_parts(
 def test_batches_resume_from_a_position(
     batch_parts: Callable[[dict[str, Any]], BatchParts],
 ) -> None:
-    whole = list(batch_parts({}).steps(epoch=2, start=0))
+    def numbers(start: int) -> list[Any]:
+        steps = batch_parts({}).steps(epoch=2, start=start)
+        return [[state["numbers"] for _, state in parts] for parts in steps]
+
+    whole = numbers(0)
     assert len(whole) == 9
     for start in (1, 5, 8):
-        assert list(batch_parts({}).steps(epoch=2, start=start)) == whole[start:]
+        assert numbers(start) == whole[start:]
 
 
 def test_parts_are_the_batch_cut_up(
@@ -112,9 +117,9 @@ def test_parts_are_the_batch_cut_up(
 ) -> None:
     whole = list(batch_parts({}).steps(0, 0))
     cut = list(batch_parts({"train.accumulate": 5}).steps(0, 0))
-    for (one,), parts in zip(whole, cut, strict=True):
+    for ((_, one),), parts in zip(whole, cut, strict=True):
         assert len(parts) == min(5, len(one["numbers"]))
-        assert [n for part in parts for n in part["numbers"]] == one["numbers"]
+        assert [n for _, part in parts for n in part["numbers"]] == one["numbers"]
 
 
 def test_padding_and_samples_are_counted(
@@ -122,7 +127,7 @@ def test_padding_and_samples_are_counted(
 ) -> None:
     for grouped in (True, False):
         batches = batch_parts({"train.group_by_size": grouped})
-        seen = [np.array(part["numbers"]) for (part,) in batches.steps(0, 0)]
+        seen = [np.array(part["numbers"]) for ((_, part),) in batches.steps(0, 0)]
         assert batches.padding_waste == pytest.approx(padding_waste(seen))
         assert batches.count == 100
         assert batches.used == SKEWED[:100].sum()

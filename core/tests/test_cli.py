@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner
 
-from headstart import assets, doctor, runs
+from headstart import assets, doctor, fine_tuning, runs
 from headstart.assets import Asset, AssetFile
 from headstart.cli import commands
 from headstart.doctor import Examined
@@ -92,7 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     load_plugins().add(toy, "toy")
     folder = tmp_path_factory.mktemp("trained") / "run"
-    runs.run("toy/ring", {"train.epochs": 2, "data.count": 100}, folder=folder)
+    fine_tuning.run("toy/ring", {"train.epochs": 2, "data.count": 100}, folder=folder)
     load_plugins.cache_clear()
     yield folder
 
@@ -143,7 +143,7 @@ def test_json_of_a_run_has_no_nan(
     run = runs.Run(trained)
     summary = {**run.summary, "metrics": {"loss": float("nan"), "f": [float("inf")]}}
     monkeypatch.setattr(runs.Run, "summary", summary)
-    monkeypatch.setattr(runs, "run", lambda *_, **__: run)
+    monkeypatch.setattr(fine_tuning, "run", lambda *_, **__: run)
     strict = json.loads(done("run", "toy/ring", "--json"), parse_constant=pytest.fail)
     assert strict["metrics"] == {"loss": None, "f": [None]}
 
@@ -557,7 +557,7 @@ def test_full_disk_is_told_without_traceback(monkeypatch: pytest.MonkeyPatch) ->
     def run(*_: object, **__: object) -> None:
         raise HeadstartError("the disk is full", where="runs/a")
 
-    monkeypatch.setattr(runs, "run", run)
+    monkeypatch.setattr(fine_tuning, "run", run)
     assert refused(1, "run", "toy/ring") == "error: runs/a: the disk is full\n"
 
 
@@ -565,7 +565,7 @@ def test_interrupted_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "run", run)
+    monkeypatch.setattr(fine_tuning, "run", run)
     assert refused(130, "run", "toy/ring") == "interrupted\n"
 
 

@@ -291,7 +291,7 @@ def test_override_inside_a_value(toys: Any, pair: str) -> None:
         ("noise=1", "did you mean 'data.noise'?"),
         ("train=3", "write train.KEY=value"),
         ("expect.zzz=1", "known: metrics, on, takes"),
-        ("zzz.zzz=1", "known: backbone, data,"),
+        ("zzz.zzz=1", "known: backbone, cache, data,"),
     ],
 )
 def test_unknown_override_names_the_nearest(toys: Any, pair: str, hint: str) -> None:

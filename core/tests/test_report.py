@@ -145,6 +145,14 @@ def write_run(folder: Path, **changes: Any) -> Path:
                     "learning_rate_factor": 0.5 + i / 2,
                 }
                 for i in range(2)
+            ]
+            + [
+                {
+                    "name": "head",
+                    "parameters": 7,
+                    "trainable_at_start": True,
+                    "learning_rate_factor": 1.0,
+                }
             ],
             "new": ["head.weight"],
         },
@@ -575,3 +583,23 @@ def test_verdict_uses_the_metric_that_picks_the_checkpoint() -> None:
 )
 def test_number(value: Any, text: str) -> None:
     assert number(value) == text
+
+
+def test_the_head_trains_all_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is in the transfer report's stages, and in no 'trainable' event."""
+    from headstart.report import plots
+
+    drawn: list[Any] = []
+    real = plots.bands
+
+    def bands(rows: Any, **options: Any) -> str:
+        drawn.append(rows)
+        return real(rows, **options)
+
+    monkeypatch.setattr(plots, "bands", bands)
+    write_report(write_run(tmp_path / "toy-1"))
+    assert list(drawn[0]) == ["layer0", "layer1", "head"]
+    assert drawn[0]["head"] == [(0, 60)]
+    assert drawn[0]["layer0"] == [(30, 60)]

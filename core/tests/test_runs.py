@@ -16,7 +16,8 @@ from headstart.callbacks import Callback
 from headstart.checkpoint import open_checkpoint
 from headstart.data import epoch_batches
 from headstart.errors import HeadstartError, UserError
-from headstart.runs import Run, run
+from headstart.fine_tuning import run
+from headstart.runs import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -349,8 +350,13 @@ def test_a_run_whose_loss_runs_away(tmp_path: Path) -> None:
             with torch.no_grad():
                 assembly.model.head.linear.weight.fill_(math.inf)
 
-    with pytest.raises(HeadstartError, match="the loss is nan"):
-        run("toy/ring", QUICK, folder=tmp_path / "run", callbacks=[Poison()])
+    with pytest.raises(HeadstartError, match="is not finite"):
+        run(
+            "toy/ring",
+            {**QUICK, "train.bad_steps": 2, "train.log_every": 1},
+            folder=tmp_path / "run",
+            callbacks=[Poison()],
+        )
     assert Run(tmp_path / "run").summary["status"] == "failed"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -99,17 +100,33 @@ def test_learning_rates_and_decay_by_part(parts: tuple[Model, Plan]) -> None:
     rates = {"first": 0.02, "second": 0.04, "third": 0.08, "head": 0.3}
     # Matrices decay; biases and both vectors of a normalisation do not.
     kept = {"linear.bias", "norm.weight", "norm.bias"}
+    seen = set()
     for group in groups:
-        assert group["base_lr"] == group["lr"] == pytest.approx(rates[group["part"]])
+        owners = {model.part_of(name) for name in group["names"]}
+        seen |= owners
+        assert all(group["base_lr"] == pytest.approx(rates[owner]) for owner in owners)
+        assert group["lr"] == group["base_lr"]
+        assert (group["part"] == "head") == (owners == {"head"})
         endings = {".".join(name.split(".")[-2:]) for name in group["names"]}
         if group["weight_decay"]:
             assert group["weight_decay"] == 0.1
             assert endings <= {"linear.weight", "head.weight"}
         else:
             assert endings <= kept
-    assert {(g["part"], bool(g["weight_decay"])) for g in groups} == {
-        (part, decays) for part in rates for decays in (True, False)
-    }
+    assert seen == set(rates)
+
+
+def test_there_are_no_more_groups_than_rates(parts: tuple[Model, Plan]) -> None:
+    """Each group costs a kernel launch a step."""
+    model, plan = parts
+    even = replace(plan, factors=dict.fromkeys(plan.factors, 1.0))
+    groups = parameter_groups(model, TrainSettings(), even, 0.08)
+    assert [(g["part"], bool(g["weight_decay"])) for g in groups] == [
+        ("stages", True),
+        ("stages", False),
+        ("head", True),
+        ("head", False),
+    ]
 
 
 def test_head_takes_the_learning_rate_unless_told(parts: tuple[Model, Plan]) -> None:

@@ -17,8 +17,8 @@ from headstart.checkpoint import newest_checkpoint, open_checkpoint
 from headstart.data import epoch_batches
 from headstart.errors import HeadstartError
 from headstart.evaluate import MetricSet, evaluate
+from headstart.fine_tuning import run
 from headstart.range_test import range_test, suggestion
-from headstart.runs import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -435,10 +435,11 @@ def test_the_best_checkpoint_is_what_is_tested(
 
 
 def test_a_loss_that_is_no_number_stops_the_run(toy_trainer: Build) -> None:
-    trainer = toy_trainer({**SMALL, "train.epochs": 2, "train.log_every": 3})
+    limits = {"train.log_every": 3, "train.bad_steps": 3}
+    trainer = toy_trainer({**SMALL, "train.epochs": 2, **limits})
     with torch.no_grad():
         trainer.model.head.linear.weight.fill_(math.nan)
-    with pytest.raises(HeadstartError, match="the loss is nan near step 3") as caught:
+    with pytest.raises(HeadstartError, match="3 steps had a loss") as caught:
         trainer.fit()
     assert "learning_rate" in caught.value.faults[0].fix
 

@@ -8,16 +8,21 @@ from headstart.hookspecs import hookimpl
 from headstart.version import __version__
 
 if TYPE_CHECKING:
-    from headstart.runs import Run, run
+    from headstart.fine_tuning import resume, run
+    from headstart.runs import Run
 
 
-__all__ = ["Run", "__version__", "hookimpl", "run"]
+__all__ = ["Run", "__version__", "hookimpl", "resume", "run"]
 
 
 def __getattr__(name: str) -> object:
     # On use, so that a plugin's entry module can import `hookimpl` for nothing.
-    if name in ("Run", "run"):
-        from headstart import runs
+    if name in ("resume", "run"):
+        from headstart import fine_tuning
 
-        return getattr(runs, name)
+        return getattr(fine_tuning, name)
+    if name == "Run":
+        from headstart.runs import Run
+
+        return Run
     raise AttributeError(f"module 'headstart' has no attribute {name!r}")

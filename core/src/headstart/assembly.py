@@ -64,10 +64,19 @@ def build_head(recipe: Recipe, backbone: Backbone, task: Mapping[str, Any]) -> H
 
 
 def assemble(
-    recipe: Recipe, registry: Registry, progress: Progress | None = None
+    recipe: Recipe,
+    registry: Registry,
+    progress: Progress | None = None,
+    architecture: Path | None = None,
 ) -> Assembly:
-    """Fetch, build, read the data, and load the weights; ``progress`` is told of
-    transfers.
+    """Fetch, build, read the data, and load the weights.
+
+    Args:
+        recipe: Checked.
+        registry: Knows the weights sources.
+        progress: Told about transfers.
+        architecture: A run's own folder of configuration and vocabulary, to go on
+            from a checkpoint; then no weights are fetched.
 
     Raises:
         HeadstartError: Whatever does not fit, before anything is written.
@@ -83,7 +92,10 @@ def assemble(
     # First the data: a fault in it should not cost a download of weights.
     data = build_data(recipe)
     data.load()
-    weights = resolve_weights(recipe.backbone.weights, registry, progress)
+    if architecture is None:
+        weights = resolve_weights(recipe.backbone.weights, registry, progress)
+    else:
+        weights = Weights(recipe.backbone.weights, architecture, ())
     torch.manual_seed(recipe.train.seed)
     backbone = build_backbone(recipe, weights.folder)
     data.prepare(backbone.preprocessing)
@@ -91,7 +103,7 @@ def assemble(
         weights = replace(weights, files=())
     transfer = load_weights(backbone, weights, allow=recipe.backbone.allow)
     head = build_head(recipe, backbone, data.task)
-    model = Model(backbone, head).to(execution.device)
+    model = execution.place(Model(backbone, head))
     return Assembly(model, data, weights, transfer, execution)
 
 

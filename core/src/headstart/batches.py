@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,28 +13,50 @@ from torch.utils.data import DataLoader
 from headstart.data import epoch_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from headstart.data import DataModule
+    from headstart.distributed import World
+    from headstart.prefix_cache import PrefixCache
     from headstart.recipe import Recipe
     from headstart.stages import State
 
 
-class BatchParts:
-    """Batches of index arrays, each cut into the parts of one optimizer step.
+@dataclass(frozen=True)
+class Part:
+    """What is computed in one go: a part of a batch.
 
-    Which samples are in a batch is a function of (seed, epoch, position) alone.
+    Attributes:
+        number: Its place in the batch over all ranks; randomness is seeded by it, so
+            that dropout does not depend on the number of ranks.
+        samples: Indices of its samples.
+        counts: False for a rank that found no sample left and computes on one of
+            another rank's, to keep step with it; its weight is 0.
     """
 
-    def __init__(self, data: DataModule, recipe: Recipe) -> None:
+    number: int
+    samples: np.ndarray
+    counts: bool = True
+
+
+class BatchParts:
+    """The batches of every epoch, cut into the parts of one optimizer step.
+
+    Which samples are in a batch is a function of (seed, epoch, position) alone, the
+    same for any number of ranks and parts.
+    """
+
+    def __init__(self, data: DataModule, recipe: Recipe, world: World) -> None:
         train = recipe.train
         self.samples = data.samples("train")
-        self.sizes = data.sizes("train") if train.group_by_size else None
-        self._all_sizes = data.sizes("train")
+        self.sizes = data.sizes("train")
         self._train = train
+        self._world = world
+        self.accumulate = train.accumulate
         self.steps_per_epoch = math.ceil(len(self.samples) / train.batch_size)
         self.used = self.padded = self.count = 0
-        self._epoch = self._start = 0
+        self._collate = data.collate
+        self._planned: list[list[Part]] = []
         self._loader: DataLoader[State] = DataLoader(
             self.samples,  # type: ignore[arg-type]
             batch_sampler=self,
@@ -43,40 +66,86 @@ class BatchParts:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def parts(self, epoch: int) -> list[list[np.ndarray]]:
-        """For each step of an epoch, the index arrays of its parts."""
-        batches = epoch_batches(
-            len(self.samples),
-            self._train.batch_size,
-            seed=self._train.seed,
-            epoch=epoch,
-            sizes=self.sizes,
-        )
-        count = self._train.accumulate
-        return [np.array_split(b, min(count, len(b))) for b in batches]
+    def batch(self, epoch: int, position: int) -> np.ndarray:
+        """Indices of the samples of one batch, over all ranks."""
+        return self._batches(epoch)[position]
+
+    def parts(self, batch: np.ndarray) -> list[Part]:
+        """This rank's parts of a batch; every rank has as many.
+
+        Sharded models exchange parameters in every part, so all must keep step.
+        """
+        size = self._world.size
+        if size * self.accumulate == 1:
+            return [Part(0, batch)]
+        pieces = np.array_split(batch, size * self.accumulate)
+        mine = [
+            Part(number, piece)
+            for number, piece in enumerate(pieces)
+            if number % size == self._world.rank and len(piece)
+        ]
+        most = math.ceil(min(len(batch), len(pieces)) / size)
+        return mine + [Part(0, batch[:1], counts=False)] * (most - len(mine))
+
+    def largest(self) -> np.ndarray:
+        """The batch that takes most memory: the largest samples together."""
+        count = self._train.batch_size
+        if self.sizes is None:
+            return np.arange(min(count, len(self.samples)))
+        return np.argsort(-self.sizes, kind="stable")[:count]
+
+    def collate(self, part: Part) -> State:
+        """A part as a batch, outside the loader."""
+        return self._collate([self.samples[i] for i in part.samples.tolist()])
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in self.parts(self._epoch)[self._start :]:
+        for step in self._planned:
             for part in step:
-                yield part.tolist()
+                yield part.samples.tolist()
 
-    def steps(self, epoch: int, start: int) -> Iterator[list[State]]:
-        """The collated parts of each step of an epoch, from a position on."""
-        self._epoch, self._start = epoch, start
+    def steps(
+        self, epoch: int, start: int, cache: PrefixCache | None = None
+    ) -> Iterator[list[tuple[Part, State]]]:
+        """The parts of each step of an epoch with their batches, from a position on.
+
+        With a cache they are states at the freeze point instead.
+        """
+        self._planned = [self.parts(b) for b in self._batches(epoch)[start:]]
+        if cache is not None:
+            for step in self._planned:
+                yield [(part, cache.batch(part.samples, epoch)) for part in step]
+                self.count += sum(len(part.samples) for part in step)
+            return
+        costs = self._costs()
         loaded = iter(self._loader)
-        for step in self.parts(epoch)[start:]:
-            self._measure(step)
-            yield [next(loaded) for _ in step]
+        for step, (count, used, padded) in zip(self._planned, costs, strict=True):
+            yield [(part, next(loaded)) for part in step]
+            self.count += count
+            self.used += used
+            self.padded += padded
 
     @property
     def padding_waste(self) -> float | None:
         """Share of what the model computed on that was padding; of none if unknown."""
         return 1 - self.used / self.padded if self.padded else None
 
-    def _measure(self, step: Sequence[np.ndarray]) -> None:
-        for part in step:
-            self.count += len(part)
-            if self._all_sizes is not None:
-                sizes = self._all_sizes[part]
-                self.used += int(sizes.sum())
-                self.padded += int(sizes.max()) * len(part)
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        return epoch_batches(
+            len(self.samples),
+            self._train.batch_size,
+            seed=self._train.seed,
+            epoch=epoch,
+            sizes=self.sizes if self._train.group_by_size else None,
+        )
+
+    def _costs(self) -> list[tuple[int, int, int]]:
+        """Of each planned step: samples, their size, and their size with padding."""
+        if self.sizes is None:
+            return [(sum(len(p.samples) for p in step), 0, 0) for step in self._planned]
+        costs = []
+        for step in self._planned:
+            sizes = [self.sizes[part.samples] for part in step]
+            count = sum(map(len, sizes))
+            padded = sum(int(each.max()) * len(each) for each in sizes)
+            costs.append((count, sum(int(each.sum()) for each in sizes), padded))
+        return costs

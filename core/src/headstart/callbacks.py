@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from headstart.errors import UserError
+from headstart.files import write_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,14 +39,25 @@ class Callback:
     def on_record(self, record: Record) -> None:
         """A line of the metrics log: ``event``, ``step``, ``epoch``, values."""
 
+    def on_message(self, text: str) -> None:
+        """Something that the user should know now."""
+
     def on_end(self) -> None:
         """After the last step, also when training was stopped or failed."""
 
 
 class MetricsLog(Callback):
-    """Appends every record to ``metrics.jsonl``, flushed at once."""
+    """Appends every record to ``metrics.jsonl``, flushed at once.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The log; what it holds of steps after ``step`` is taken back first.
+        step: Where training goes on.
+    """
+
+    def __init__(self, path: Path, step: int = 0) -> None:
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _upto(line, step)]
+            write_text(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def on_record(self, record: Record) -> None:
@@ -54,6 +66,21 @@ class MetricsLog(Callback):
 
     def on_end(self) -> None:
         self._file.close()
+
+
+def _upto(line: str, step: int) -> bool:
+    """Whether a line of the log stays when training goes on at a step.
+
+    A line that was cut off while written does not; what trains at the step will be
+    written again.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    if record["event"] == "trainable":
+        return bool(record["step"] < step)
+    return bool(step and record["step"] <= step and record["event"] != "test")
 
 
 class TensorBoardLog(Callback):

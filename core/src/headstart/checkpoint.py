@@ -1,8 +1,10 @@
 """Checkpoints that are whole or not there: safetensors, JSON, and a manifest.
 
-A checkpoint is written to a temporary folder, flushed, hashed into its manifest, and
-renamed. The reader takes the newest one whose manifest holds, and says so when it had
-to go back.
+A checkpoint is written to a hidden folder, hashed on the way into its manifest,
+flushed, and renamed; it is hidden again before it is deleted. So whatever bears a
+checkpoint's name was whole once, and a process that is killed leaves hidden folders at
+most. The reader takes the newest one whose manifest holds, and says so when it had to
+go back.
 """
 
 from __future__ import annotations
@@ -12,21 +14,39 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load_file
 
 from headstart.errors import Fault, HeadstartError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
-
-    import torch
 
 MANIFEST = "MANIFEST.json"
 BEST = "best"
+HIDDEN = (".partial-*", ".old-*", f".{BEST}-*")
+"""What a process that was killed may leave in the folder of checkpoints."""
+DTYPES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+}
+"""What safetensors calls them."""
 
 
 @dataclass(frozen=True)
@@ -82,37 +102,31 @@ def write_checkpoint(
             is untouched.
     """
     final = checkpoints / f"step-{step:06d}"
-    partial = checkpoints / f".partial-{final.name}-{os.getpid()}"
+    partial = checkpoints / f".partial-{final.name}"
     try:
+        _sweep(checkpoints)
         partial.mkdir(parents=True)
-        for name, group in tensors.items():
-            plain = {k: v.detach().contiguous().cpu() for k, v in group.items()}
-            save_file(plain, partial / f"{name}.safetensors")
-        (partial / "state.json").write_text(json.dumps(state, indent=1))
-        manifest = {
-            path.name: {"sha256": _sha256(path), "size": path.stat().st_size}
-            for path in sorted(partial.iterdir())
-        }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        for path in partial.iterdir():
-            _flush(path)
+        manifest = _write_files(partial, tensors, json.dumps(state, indent=1).encode())
+        _write(partial / MANIFEST, [_canonical(manifest)])
+        _flush(partial / MANIFEST)
         _flush(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        _flush(checkpoints)
-    except Exception as error:
+        _replace(partial, final)
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        # safetensors reports what the system says as text in an error of its own.
-        if not isinstance(error, OSError) and "I/O error" not in str(error):
-            raise
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise HeadstartError(
             "the disk is full" if full else "the checkpoint cannot be written",
             where=str(final),
             why=str(error),
             fix="make room, then go on from the last checkpoint, which is whole",
         ) from error
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    # What is newer was damaged and passed over, or training would not be here again.
+    for newer in _newest_first(checkpoints):
+        if int(_step(newer)) > step:
+            _delete(newer)
     return Checkpoint(final, step)
 
 
@@ -123,6 +137,18 @@ def mark_best(checkpoint: Checkpoint) -> None:
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(checkpoint.folder.name)
     fresh.replace(link)
+    _flush(link.parent)
+
+
+def put_best_back(checkpoint: Checkpoint, best_step: int) -> None:
+    """Point ``best`` to where it led when a checkpoint was written, if that holds.
+
+    It may not have been pointed there before the process was killed, or lead to a later
+    one that was damaged and is passed over.
+    """
+    best = checkpoint.folder.with_name(f"step-{best_step:06d}")
+    if best.is_dir() and not faults_of(best):
+        mark_best(Checkpoint(best, best_step))
 
 
 def prune(checkpoints: Path, keep: int) -> None:
@@ -130,7 +156,7 @@ def prune(checkpoints: Path, keep: int) -> None:
     best = (checkpoints / BEST).resolve()
     for folder in _newest_first(checkpoints)[keep:]:
         if folder.resolve() != best:
-            shutil.rmtree(folder)
+            _delete(folder)
 
 
 def faults_of(folder: Path) -> list[Fault]:
@@ -138,12 +164,17 @@ def faults_of(folder: Path) -> list[Fault]:
     where = str(folder)
     fix = "use another checkpoint; this one is not read"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        written = (folder / MANIFEST).read_bytes()
+        manifest = json.loads(written.decode())
         expected = {
             name: (row["size"], row["sha256"]) for name, row in manifest.items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return [Fault("the manifest cannot be read", where, str(error), fix)]
+    if written != _canonical(manifest):
+        # Without a hash of its own it is held to the one way of writing it.
+        why = "it is not written as it was"
+        return [Fault("the manifest was changed", where, why, fix)]
     faults = []
     present = {path.name for path in folder.iterdir()} - {MANIFEST}
     for name in sorted(present - expected.keys()):
@@ -155,8 +186,7 @@ def faults_of(folder: Path) -> list[Fault]:
         elif path.stat().st_size != size:
             why = f"{path.stat().st_size} bytes, {size} were written"
             faults.append(Fault(f"{name} has another size", where, why, fix))
-        elif _sha256(path) != sha256:
-            why = "its hash is not the one in the manifest"
+        elif why := _changed(path, sha256):
             faults.append(Fault(f"{name} was changed", where, why, fix))
     return faults
 
@@ -214,9 +244,120 @@ def _step(folder: Path) -> str:
     return folder.name.removeprefix("step-")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _write_files(
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, torch.Tensor]],
+    state: bytes,
+) -> dict[str, dict[str, Any]]:
+    """Write all files but the manifest, and return what it says about them.
+
+    Other threads hash what this one writes, and flush what it has written (none of
+    them holds Python's lock); they hash it from memory, so nothing is read back.
+    """
+    files: dict[str, list[bytes | memoryview]] = {"state.json": [state]}
+    for name, group in tensors.items():
+        files[f"{name}.safetensors"] = _safetensors(group)
+    sizes: dict[str, int] = {}
+    with ThreadPoolExecutor(2 * len(files)) as pool:
+        hashes = {file: pool.submit(_sha256, pieces) for file, pieces in files.items()}
+        flushed = []
+        for file, pieces in files.items():
+            sizes[file] = _write(folder / file, pieces)
+            flushed.append(pool.submit(_flush, folder / file))
+        for done in flushed:
+            done.result()
+        return {
+            file: {"sha256": hashes[file].result(), "size": sizes[file]}
+            for file in sorted(files)
+        }
+
+
+def _safetensors(group: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]:
+    """The pieces of a safetensors file: its header, and each tensor's bytes.
+
+    safetensors' own writer gives no chance to hash on the way. Format:
+    https://github.com/huggingface/safetensors#format. As there, wide types come first,
+    so that every tensor is aligned, and the header is padded to 8 bytes.
+    """
+    order = sorted(group, key=lambda name: (-group[name].element_size(), name))
+    header: dict[str, Any] = {}
+    pieces: list[bytes | memoryview] = []
+    start = 0
+    for name in order:
+        plain = group[name].detach().cpu().contiguous()
+        stop = start + plain.numel() * plain.element_size()
+        header[name] = {
+            "dtype": DTYPES[plain.dtype],
+            "shape": list(plain.shape),
+            "data_offsets": [start, stop],
+        }
+        if stop > start:
+            pieces.append(plain.view(-1).view(torch.uint8).numpy().data)
+        start = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *pieces]
+
+
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> int:
+    with path.open("wb") as file:
+        for piece in pieces:
+            file.write(piece)
+        return file.tell()
+
+
+def _sha256(pieces: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _changed(path: Path, sha256: str) -> str:
+    """Why a file is not what was written; empty if it is."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return str(error)
+    return "" if found == sha256 else "its hash is not the one in the manifest"
+
+
+def _canonical(manifest: Mapping[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1, sort_keys=True).encode()
+
+
+def _replace(partial: Path, final: Path) -> None:
+    """Give a written checkpoint its name; one that is there already and holds stays.
+
+    The same step gives the same bits, so that only a damaged one has to go.
+    """
+    same = final.exists() and not faults_of(final)
+    if same and (final / MANIFEST).read_bytes() == (partial / MANIFEST).read_bytes():
+        shutil.rmtree(partial)
+        return
+    if final.exists():
+        _delete(final)
+    partial.rename(final)
+    _flush(final.parent)
+
+
+def _delete(folder: Path) -> None:
+    """Delete a checkpoint so that half of it never bears its name."""
+    hidden = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def _sweep(checkpoints: Path) -> None:
+    """Remove what a killed process left; one process at a time writes here."""
+    for pattern in HIDDEN:
+        for left in checkpoints.glob(pattern):
+            if left.is_symlink():
+                left.unlink()
+            else:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

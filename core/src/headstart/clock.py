@@ -56,8 +56,8 @@ class Clock:
 ADVICE: Mapping[str, str] = {
     "setup": "fetching and reading come first; longer training makes them matter less",
     "loading": "raise data.workers, or store the data in a faster format",
-    "prefix": "frozen stages are computed anew every epoch; fewer epochs or a lower "
-    "freeze point cost less",
+    "prefix": "frozen stages are computed, or their cache is filled; `headstart show "
+    "cache` has what keeps them",
     "forward/backward": "the model itself; a smaller backbone, backbone.keep or more "
     "frozen stages cost less",
     "range test": "set train.learning_rate to what it found",

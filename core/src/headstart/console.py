@@ -176,6 +176,9 @@ class RunConsole(Callback):
             when += f"  epoch {record['epoch']:5.2f}"
             self.screen.say_rows([(when, f"validation: {values}")])
 
+    def on_message(self, text: str) -> None:
+        self.screen.say(escape(text))
+
     def on_end(self) -> None:
         self._bar.stop()
 
@@ -194,7 +197,7 @@ def show_faults(screen: Screen, faults: Iterable[Fault]) -> None:
 def check_data(recipe: Recipe, registry: Registry) -> None:
     """Fetch, read and assemble what a recipe names, and tell what is there."""
     from headstart.assembly import assemble, complete_transfer
-    from headstart.trainer import plan_training
+    from headstart.training_setup import plan_training
 
     with Transfers() as transfers:
         assembly = assemble(recipe, registry, transfers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -123,6 +123,8 @@ class DataModule(ABC):
         self.task: dict[str, Any] = {}
         """What the head must know, JSON-ready; filled by :meth:`load`."""
 
+    padding: ClassVar[Mapping[str, float]] = {}
+    """What fills up shorter rows of an entry of the batch, where that is not 0."""
     size_unit: str = "units"
     """What :meth:`sizes` counts, e.g. ``tokens``."""
 

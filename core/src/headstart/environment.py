@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import subprocess
@@ -41,6 +42,7 @@ def describe_environment(
         "threads": torch.get_num_threads(),
         "precision": "bf16" if assembly.execution.bf16 else "fp32",
         "seed": recipe.train.seed,
+        "ranks": int(os.environ.get("WORLD_SIZE", "1")),
         "git": git_revision(),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),

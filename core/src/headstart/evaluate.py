@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from headstart.data import evaluation_batches
+from headstart.distributed import World
 from headstart.errors import PluginError
 from headstart.specs import resolve
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from headstart.data import DataModule, Sample
     from headstart.execution import Execution
     from headstart.model import Model
+    from headstart.prefix_cache import PrefixCache
     from headstart.specs import MetricSpec
     from headstart.stages import State
 
@@ -34,6 +37,9 @@ class MetricSet:
             metric = resolve(spec.factory)(task)
             if isinstance(metric, torch.nn.Module):
                 metric = metric.to(device)
+            if hasattr(metric, "sync_on_compute"):
+                # Every rank is given all outputs; torchmetrics would add them up again.
+                metric.sync_on_compute = False
             self._metrics[spec.name.rpartition("/")[2]] = (spec, metric)
 
     def update(self, outputs: Mapping[str, Any]) -> None:
@@ -63,7 +69,7 @@ class Pass:
 
     Attributes:
         metrics: ``loss`` (when there are targets) and each metric.
-        outputs: The head's outputs as numpy arrays or lists, in the samples' order;
+        outputs: The head's outputs as NumPy arrays or lists, in the samples' order;
             empty unless asked for.
     """
 
@@ -77,8 +83,16 @@ def forward_batches(
     samples: Sequence[Sample],
     batches: Sequence[np.ndarray],
     execution: Execution,
+    cache: PrefixCache | None = None,
 ) -> Iterator[State]:
     """The states after the head, batch by batch, in evaluation mode."""
+    model.eval()
+    if cache is not None:
+        for batch in batches:
+            with torch.no_grad(), execution.autocast():
+                state = model(execution.move(cache.batch(batch, 0)))
+            yield state
+        return
     loader: DataLoader[State] = DataLoader(
         samples,  # type: ignore[arg-type]
         batch_sampler=[batch.tolist() for batch in batches],
@@ -86,12 +100,10 @@ def forward_batches(
         num_workers=data.settings.workers,
         pin_memory=execution.device.type == "cuda",
     )
-    model.eval()
-    for batch in loader:
-        # Closed at every yield: a consumer must not run in inference mode unawares.
-        with torch.inference_mode(), execution.autocast():
-            state = execution.move(batch)
-            state = model(model.prefix(state))
+    for loaded in loader:
+        # Closed at every yield: a consumer must not lose its gradients unawares.
+        with torch.no_grad(), execution.autocast():
+            state = model(model.prefix(execution.move(loaded)))
         yield state
 
 
@@ -103,8 +115,10 @@ def evaluate(
     sizes: np.ndarray | None,
     batch_size: int,
     execution: Execution,
-    metrics: MetricSet | None,
+    metrics: MetricSet,
     collect: bool = False,
+    world: World | None = None,
+    cache: PrefixCache | None = None,
 ) -> Pass:
     """Run a model over samples.
 
@@ -115,27 +129,40 @@ def evaluate(
         sizes: Sizes of the samples for grouping, or ``None``.
         batch_size: Samples per forward pass.
         execution: Device and precision.
-        metrics: What to measure; ``None`` for samples without targets.
+        metrics: What to measure.
         collect: Keep the outputs of every sample.
+        world: Ranks among which the batches are dealt out; all get all results.
+        cache: The prefix's output for these samples, if there is one.
     """
+    world = world or World()
     training = model.training
     batches = evaluation_batches(len(samples), batch_size, sizes)
+    # Every rank runs as often: one that has no batch left repeats the first, which
+    # then does not count (sharded models exchange parameters in every pass).
+    rounds = math.ceil(len(batches) / world.size)
+    mine = [batches[i] for i in range(world.rank, len(batches), world.size)]
+    mine += [batches[0]] * (rounds - len(mine))
     losses, weights, rows = [], [], []
-    for state in forward_batches(model, data, samples, batches, execution):
-        with torch.inference_mode():
+    for turn, state in enumerate(
+        forward_batches(model, data, samples, mine, execution, cache)
+    ):
+        with torch.no_grad():
             outputs = model.head.outputs(state)
-            if metrics is not None:
-                metrics.update(outputs)
-                weight = model.head.weight(state).float()
-                losses.append(model.head.loss(state).float() * weight)
-                weights.append(weight)
-        if collect:
-            rows.append({key: _host(value) for key, value in outputs.items()})
+            weight = model.head.weight(state).float()
+            result = (outputs, model.head.loss(state).float() * weight, weight)
+        if world.size > 1:
+            everyone = world.gather(_host(result))[: len(batches) - turn * world.size]
+        else:
+            everyone = [result]
+        for shown, loss, count in everyone:
+            metrics.update(_tensors(shown) if world.size > 1 else shown)
+            losses.append(torch.as_tensor(loss))
+            weights.append(torch.as_tensor(count))
+            if collect:
+                rows.append(_host(shown))
     model.train(training)
-    values: dict[str, float] = {}
-    if metrics is not None:
-        total = torch.stack(losses).sum() / torch.stack(weights).sum().clamp(min=1e-12)
-        values = {"loss": float(total), **metrics.compute()}
+    total = torch.stack(losses).sum() / torch.stack(weights).sum().clamp(min=1e-12)
+    values = {"loss": float(total), **metrics.compute()}
     return Pass(values, _in_order(rows, np.concatenate(batches)) if rows else {})
 
 
@@ -146,20 +173,28 @@ def measure(
 ) -> dict[str, float]:
     """Metrics of outputs that are already there (a baseline's)."""
     metrics = MetricSet(list(specs), task, torch.device("cpu"))
-    metrics.update(
-        {
-            key: torch.as_tensor(value) if isinstance(value, np.ndarray) else value
-            for key, value in outputs.items()
-        }
-    )
+    metrics.update(_tensors(outputs))
     return metrics.compute()
 
 
 def _host(value: Any) -> Any:
+    """NumPy arrays in place of tensors."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         return (value.float() if value.is_floating_point() else value).numpy()
-    return list(value)
+    if isinstance(value, dict):
+        return {key: _host(entry) for key, entry in value.items()}
+    return (
+        [_host(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+    )
+
+
+def _tensors(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors in place of NumPy arrays."""
+    return {
+        key: torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+        for key, value in outputs.items()
+    }
 
 
 def _in_order(rows: Sequence[Mapping[str, Any]], order: np.ndarray) -> dict[str, Any]:

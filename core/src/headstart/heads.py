@@ -22,9 +22,28 @@ class Head(nn.Module):
     spread over ranks average correctly.
     """
 
+    @property
+    def reduction(self) -> str:
+        """What :meth:`reduce` does, in a word; part of the key of cached features."""
+        return ""
+
+    def reduce(self, state: State) -> State:
+        """The part of the head before its first parameter, e.g. mean pooling.
+
+        Always runs before :meth:`forward`, without gradients when the whole backbone
+        is frozen; its result is then cached in place of the features. So it is a
+        function of the state alone, without dropout, and it leaves out what the rest
+        of the head does not read. By default it changes nothing.
+        """
+        return state
+
     @abstractmethod
     def forward(self, state: State) -> State:
-        """A new state with what loss and outputs need, e.g. ``logits``."""
+        """A new state with what loss and outputs need, e.g. ``logits``.
+
+        Args:
+            state: What :meth:`reduce` gave.
+        """
 
     @abstractmethod
     def loss(self, state: State) -> Tensor:
@@ -34,7 +53,8 @@ class Head(nn.Module):
     def weight(self, batch: State) -> Tensor:
         """Units in a batch as a scalar float tensor, from the collated batch alone.
 
-        Known before the forward pass, so that parts of a batch can be weighted.
+        Known before the forward pass, so that parts of a batch can be weighted. Reads
+        targets only: of a cached batch there may be nothing else.
         """
 
     @abstractmethod

@@ -15,7 +15,7 @@ from headstart.report.verdict import gains, intervals
 from headstart.run_folder import write_json
 from headstart.settings import StrategySettings
 from headstart.strategy import make_plan
-from headstart.trainer import make_trainer
+from headstart.training_setup import make_trainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,22 +23,30 @@ if TYPE_CHECKING:
 
     from headstart.assembly import Assembly
     from headstart.clock import Clock
+    from headstart.distributed import World
     from headstart.recipe import Recipe
     from headstart.strategy import Plan
 
 
 def judge(
-    recipe: Recipe, assembly: Assembly, plan: Plan, clock: Clock, folder: Path
+    recipe: Recipe,
+    assembly: Assembly,
+    plan: Plan,
+    clock: Clock,
+    folder: Path,
+    world: World,
 ) -> dict[str, Any]:
-    """Test the model, and set what simpler means reach beside it.
+    """Test the model on all ranks; the main one sets simpler means beside it.
 
     Writes ``sections.json``, the parts of the report that only this task has.
 
     Returns:
         ``metrics``, ``intervals``, ``baselines`` and ``scratch`` for the summary.
     """
-    ours = test(recipe, assembly)
+    ours = test(recipe, assembly, world)
     clock.lap("evaluation")
+    if not world.main:
+        return {}
     sections = [section.to_dict() for section in assembly.model.head.report(ours)]
     write_json(folder / "sections.json", sections)
     baselines = []
@@ -65,7 +73,7 @@ def judge(
     }
 
 
-def test(recipe: Recipe, assembly: Assembly) -> Evaluation:
+def test(recipe: Recipe, assembly: Assembly, world: World | None = None) -> Evaluation:
     """The model on the test split."""
     data = assembly.data
     result = evaluate(
@@ -77,6 +85,7 @@ def test(recipe: Recipe, assembly: Assembly) -> Evaluation:
         execution=assembly.execution,
         metrics=MetricSet(recipe.metric_specs, data.task, assembly.execution.device),
         collect=True,
+        world=world,
     )
     return _evaluation(recipe, assembly, result.metrics, result.outputs)
 

@@ -77,13 +77,27 @@ class Model(nn.Module):
         return self
 
     def prefix(self, state: State) -> State:
-        """The frozen stages before the freeze point, without gradients."""
+        """What the freeze point makes constant, without gradients.
+
+        The frozen stages before it, and, when all are frozen, the head's reduction.
+        """
+        stop = self.freeze_point
+        if stop == 0:
+            return state
         with torch.no_grad():
-            return self.backbone.run(state, 0, self.freeze_point)
+            state = self.backbone.run(state, 0, stop)
+            for key in self.backbone.consumed:
+                state.pop(key, None)
+            if stop == len(self.backbone.stages):
+                state = self.head.reduce(state)
+        return state
 
     def forward(self, state: State) -> State:
-        """The stages from the freeze point on, and the head."""
-        result: State = self.head(self.backbone.run(state, self.freeze_point))
+        """The stages from the freeze point on, and the head; takes a prefix."""
+        start = self.freeze_point
+        if start < len(self.backbone.stages):
+            state = self.head.reduce(self.backbone.run(state, start))
+        result: State = self.head(state)
         return result
 
     def counts(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import torch
 from headstart.model import HEAD
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from headstart.model import Model
     from headstart.settings import TrainSettings
     from headstart.strategy import Plan
@@ -17,28 +19,33 @@ if TYPE_CHECKING:
 def parameter_groups(
     model: Model, settings: TrainSettings, plan: Plan, learning_rate: float
 ) -> list[dict[str, Any]]:
-    """One group for each stage and the head, split by weight decay.
+    """Groups of one learning rate and weight decay each; as few as there can be.
 
     Vectors (biases, normalisation) do not decay. Frozen parameters are in their group
     from the start: they have no gradient, so the optimizer passes over them, and
     unfreezing needs no new group.
 
     Returns:
-        Groups with ``params``, ``names``, ``part`` (stage name or ``head``),
-        ``base_lr``, ``lr`` and ``weight_decay``.
+        Groups with ``params``, ``names``, ``part`` (``stages`` or ``head``),
+        ``factor`` (learning-rate factor of the stages), ``base_lr``, ``lr`` and
+        ``weight_decay``.
     """
     head_rate = settings.head_learning_rate or learning_rate
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        part = model.part_of(name)
+        owner = model.part_of(name)
         decays = parameter.ndim >= 2
-        rate = head_rate if part == HEAD else learning_rate * plan.factors[part]
+        part, factor, rate = HEAD, 1.0, head_rate
+        if owner != HEAD:
+            part, factor = "stages", plan.factors[owner]
+            rate = learning_rate * factor
         group = groups.setdefault(
-            (part, decays),
+            (part, factor, decays),
             {
                 "params": [],
                 "names": [],
                 "part": part,
+                "factor": factor,
                 "base_lr": rate,
                 "lr": rate,
                 "weight_decay": settings.weight_decay if decays else 0.0,
@@ -57,6 +64,21 @@ def build_optimizer(
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, fused=True)
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def start_momentum(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[torch.nn.Parameter]
+) -> None:
+    """Momentum of 0 for parameters that are about to train.
+
+    SGD's fused kernel leaves a first momentum unwritten where the step is left out,
+    and takes what it finds there for one in the next.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for parameter in parameters:
+        if parameter not in optimizer.state:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

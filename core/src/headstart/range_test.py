@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from headstart.batches import BatchParts
+from headstart.distributed import World
 from headstart.errors import HeadstartError
 from headstart.optim import build_optimizer, set_learning_rates
 
@@ -43,8 +44,8 @@ def range_test(
     trial.train_stages(plan.trainable(plan.total - 1))
     optimizer = build_optimizer(trial, recipe.train, plan, LOWEST)
     for group in optimizer.param_groups:
-        group["base_lr"] = LOWEST * plan.factors.get(group["part"], 1.0)
-    batches = BatchParts(data, recipe)
+        group["base_lr"] = LOWEST * group["factor"]
+    batches = BatchParts(data, recipe, World())
     curve: list[tuple[float, float]] = []
     smoothed, epoch = 0.0, 0
     growth = (HIGHEST / LOWEST) ** (1 / (steps - 1))
@@ -52,7 +53,7 @@ def range_test(
         for parts in islice(batches.steps(epoch, 0), steps - len(curve)):
             rate = LOWEST * growth ** len(curve)
             set_learning_rates(optimizer, rate / LOWEST)
-            state = execution.move(parts[0])
+            state = execution.move(parts[0][1])
             with execution.autocast():
                 loss = trial.head.loss(trial(trial.prefix(state)))
             loss.backward()  # type: ignore[no-untyped-call]

@@ -28,6 +28,7 @@ from headstart.fit import fit_faults
 from headstart.reading import Overrides, parse_overrides, read_recipe
 from headstart.settings import (
     BackboneSettings,
+    CacheSettings,
     DataSettings,
     EarlyStoppingSettings,
     Expectation,
@@ -61,6 +62,7 @@ __all__ = [
 CORE_SECTIONS: dict[str, type[Settings]] = {
     "strategy": StrategySettings,
     "train": TrainSettings,
+    "cache": CacheSettings,
     "early_stopping": EarlyStoppingSettings,
     "metrics": MetricSettings,
     "report": ReportSettings,
@@ -98,6 +100,7 @@ class Recipe:
     data: DataSettings
     strategy: StrategySettings
     train: TrainSettings
+    cache: CacheSettings
     early_stopping: EarlyStoppingSettings
     metrics: MetricSettings
     report: ReportSettings

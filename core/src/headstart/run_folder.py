@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.environment import describe_environment
-from headstart.errors import HeadstartError, UserError
+from headstart.errors import UserError
+from headstart.files import write_text
 
 if TYPE_CHECKING:
     from headstart.assembly import Assembly
@@ -79,23 +80,8 @@ def _new_folder(recipe_name: str) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a document whole or not at all.
-
-    Raises:
-        HeadstartError: The disk is full or cannot be written.
-    """
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_text(json.dumps(value, indent=1), encoding="utf-8")
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise HeadstartError(
-            "a file of the run cannot be written",
-            where=str(path),
-            why=str(error),
-            fix="make room or choose another folder with --folder",
-        ) from error
+    """Write a document whole or not at all; see :func:`write_text`."""
+    write_text(path, json.dumps(value, indent=1))
 
 
 def read_json(path: Path) -> Any:

@@ -1,27 +1,20 @@
-"""One execution of a recipe: train, evaluate, predict, and the folder it lives in."""
+"""A run opened again: its result, its report, evaluation and prediction."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.errors import UserError
 from headstart.plugins import load_plugins
-from headstart.recipe import build_recipe, load_recipe, read_recipe, short_name
+from headstart.recipe import build_recipe, read_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from headstart.assembly import Assembly
-    from headstart.callbacks import Callback
-    from headstart.checkpoint import Checkpoint
     from headstart.data import Split
-    from headstart.fetch.http import Progress
     from headstart.model import Model
     from headstart.recipe import Recipe
-    from headstart.strategy import Plan
 
 
 class Run:
@@ -157,103 +150,3 @@ class Run:
             model.load_state_dict(checkpoint.kept_model())
             self._model = model.to(choose_execution(recipe.train).device)
         return self._model
-
-
-def run(
-    recipe: str | Path,
-    overrides: Mapping[str, Any] | None = None,
-    *,
-    folder: str | Path | None = None,
-    callbacks: Sequence[Callback] = (),
-    progress: Progress | None = None,
-) -> Run:
-    """Train as a recipe says, test, and write the report.
-
-    Args:
-        recipe: ``plugin/name`` or the path of a TOML file.
-        overrides: Values by dotted key, e.g. ``{"train.epochs": 3}``.
-        folder: The run folder; by default a new one under ``runs/``.
-        callbacks: Watchers beside the run's own; see ``headstart.callbacks``.
-        progress: Told about transfers.
-
-    Raises:
-        HeadstartError: What is wrong with recipe or data; then nothing was written.
-    """
-    began = time.perf_counter()
-    registry = load_plugins()
-    checked = load_recipe(recipe, overrides, registry=registry)
-
-    from headstart.assembly import assemble
-    from headstart.callbacks import MetricsLog, TensorBoardLog
-    from headstart.report.page import write_report
-    from headstart.run_folder import create_run_folder, write_json
-    from headstart.trainer import plan_training
-
-    assembly = assemble(checked, registry, progress)
-    # The data module may have completed its settings, e.g. with an asset's own.
-    checked = replace(checked, data=assembly.data.settings)
-    plan = plan_training(checked, assembly)
-    watchers: list[Callback] = [*callbacks, *registry.callbacks(checked)]
-    if checked.train.tensorboard:
-        TensorBoardLog.require()
-    target = create_run_folder(folder, checked, registry, assembly)
-    watchers.append(MetricsLog(target / "metrics.jsonl"))
-    if checked.train.tensorboard:
-        watchers.append(TensorBoardLog(target / "tensorboard"))
-    try:
-        summary = _train(checked, assembly, plan, target, watchers, began)
-    except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        reason = str(error) or type(error).__name__
-        write_json(target / "summary.json", {"status": status, "reason": reason})
-        raise
-    write_json(target / "summary.json", summary)
-    write_report(target)
-    return Run(target)
-
-
-def _train(
-    recipe: Recipe,
-    assembly: Assembly,
-    plan: Plan,
-    folder: Path,
-    watchers: Sequence[Callback],
-    began: float,
-) -> dict[str, Any]:
-    """Train and judge; returns the summary."""
-    from headstart.assembly import complete_transfer
-    from headstart.checkpoint import open_checkpoint
-    from headstart.clock import Clock
-    from headstart.judgement import judge
-    from headstart.run_folder import write_json
-    from headstart.trainer import make_trainer
-
-    transfer = complete_transfer(assembly, plan)
-    write_json(folder / "transfer.json", transfer.to_dict())
-    for watcher in watchers:
-        watcher.on_assembled(recipe, assembly, transfer, plan.total)
-    clock = Clock(assembly.execution.device, setup=time.perf_counter() - began)
-    trainer = make_trainer(
-        recipe, assembly, plan, clock, watchers, folder / "checkpoints"
-    )
-    status = trainer.fit()
-    progress = trainer.progress
-    summary: dict[str, Any] = {
-        "status": status,
-        "goals": {short_name(s.name): s.goal for s in recipe.metric_specs},
-        "expect": recipe.expect.model_dump(mode="json")["metrics"],
-        "validation": progress.best_metrics,
-        "best_step": progress.best_step,
-        "steps": progress.step,
-        "total_steps": plan.total,
-        "epochs": progress.step / trainer.batches.steps_per_epoch,
-        "parameters": assembly.model.counts(),
-    }
-    if status == "interrupted":
-        summary["reason"] = f"stopped after step {progress.step} of {plan.total}"
-    else:
-        checkpoint: Checkpoint
-        checkpoint, _ = open_checkpoint(folder / "checkpoints")
-        assembly.model.load_state_dict(checkpoint.kept_model())
-        summary |= judge(recipe, assembly, plan, clock, folder)
-    return summary | trainer.costs()

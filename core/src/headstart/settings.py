@@ -99,7 +99,10 @@ class TrainSettings(Settings):
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Samples per optimizer step."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Parts into which a batch is cut, one after another; the result is the same."""
+    """Parts into which a rank's share of a batch is cut, one after another; the result
+    is the same. Doubled by itself when the GPU runs out of memory."""
+    micro_batch: Literal["auto", "off"] = "off"
+    """``auto`` tries the largest batch before training, and cuts it until it fits."""
     eval_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Samples per forward pass in evaluation; ``None`` takes twice ``batch_size``."""
     group_by_size: bool = True
@@ -122,6 +125,8 @@ class TrainSettings(Settings):
     """Decay of the exponential moving average that is evaluated and saved; 0 is off."""
     evaluate_every: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between two validations, with a checkpoint each."""
+    checkpoint_every: Annotated[int, Field(ge=1)] | None = None
+    """Steps between two further checkpoints; ``None`` saves at validations alone."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 1
     """How many of the last checkpoints stay, the best one not counted."""
     log_every: Annotated[int, Field(ge=1)] = 10
@@ -132,8 +137,33 @@ class TrainSettings(Settings):
     """``auto`` takes a CUDA device where there is one, else the CPU."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """``auto`` is bf16 autocast on a GPU that has it, else fp32."""
+    bad_steps: Annotated[int, Field(ge=1)] = 10
+    """Steps with a loss or gradient that is not finite after which the run stops;
+    until then they are left out and counted."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several ranks (``torchrun``) share the work: whole copies or shards."""
+    compile: bool = False
+    """Compile what trains with ``torch.compile``; costs minutes before it pays."""
+    channels_last: bool = True
+    """On a GPU, keep images and volumes channels-last in memory."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs ``headstart[tensorboard]``)."""
+
+
+class CacheSettings(Settings):
+    """``[cache]``: keep what frozen stages give, instead of computing it again."""
+
+    mode: Literal["auto", "on", "off"] = "auto"
+    """``auto`` measures one batch and uses the cache where it pays."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Random augmentations of each sample to store; 0 stores none, and then data that
+    is augmented at random is not cached."""
+    memory_gb: Annotated[float, Field(ge=0)] = 2.0
+    """A larger cache stays on disk and is memory-mapped."""
+    disk_gb: Annotated[float, Field(ge=0)] = 20.0
+    """A larger one is not made."""
+    precision: Literal["same", "fp16", "bf16"] = "same"
+    """How floating-point values are stored; less is smaller and no longer exact."""
 
 
 class EarlyStoppingSettings(Settings):

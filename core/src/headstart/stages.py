@@ -48,6 +48,8 @@ class Backbone(nn.Module):
             from the names that carry one.
         renames: Old and new endings of tensor names in weights files, e.g.
             ``((".gamma", ".weight"),)``.
+        consumed: Entries of the batch that only the first stage reads (pixels, token
+            ids); behind a frozen first stage they are neither kept nor cached.
         config: The upstream library's configuration, JSON-ready; a run folder keeps
             it as ``config.json``.
     """
@@ -64,6 +66,7 @@ class Backbone(nn.Module):
         trailing: Sequence[str] = (),
         wrappers: Sequence[str] = (),
         renames: Sequence[tuple[str, str]] = (),
+        consumed: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -77,6 +80,7 @@ class Backbone(nn.Module):
         self.wrappers = tuple(wrappers)
         self.renames = tuple(renames)
         self.config = dict(config) if config is not None else None
+        self.consumed = tuple(consumed)
         self.dropped: tuple[str, ...] = ()
 
     @property

@@ -42,6 +42,14 @@ class Plan:
         starts = [start for start, _ in self.changes]
         return self.changes[bisect_right(starts, step) - 1][1]
 
+    def changes_at(self, step: int) -> bool:
+        """Whether from this step on something else trains."""
+        return any(start == step for start, _ in self.changes)
+
+    def change_after(self, step: int) -> int:
+        """The first step after this one at which something else trains, or the end."""
+        return next((s for s, _ in self.changes if s > step), self.total)
+
     def phase(self, step: int) -> tuple[int, int]:
         """First step and end of the schedule phase that a step is in."""
         bounds = [*self.phases, self.total]

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from headstart.batches import BatchParts
 from headstart.checkpoint import mark_best, prune, write_checkpoint
 from headstart.clock import bottleneck
+from headstart.distributed import World, load_whole, replicate, shard, whole
 from headstart.environment import peak_memory_bytes
 from headstart.errors import HeadstartError, UserError
 from headstart.evaluate import MetricSet, evaluate
+from headstart.interruption import Interruption
+from headstart.loss_log import LossLog
+from headstart.memory import fits, more_parts, single_sample_too_large
 from headstart.model import HEAD
 from headstart.optim import (
     build_optimizer,
     optimizer_tensors,
     restore_optimizer,
     set_learning_rates,
+    start_momentum,
 )
-from headstart.range_test import range_test
+from headstart.prefetch import prefetch
+from headstart.prefix_cache import PrefixCache, PrefixCaches
+from headstart.progress import Progress
 from headstart.recipe import short_name
 from headstart.schedule import learning_rate_factor
-from headstart.strategy import make_plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from headstart.assembly import Assembly
+    from headstart.batches import Part
     from headstart.callbacks import Callback
     from headstart.checkpoint import Checkpoint
     from headstart.clock import Clock
@@ -48,36 +55,21 @@ if TYPE_CHECKING:
     from headstart.strategy import Plan
 
 
-@dataclass
-class Progress:
-    """Where the loop is; all of it goes into a checkpoint's ``state.json``."""
-
-    step: int = 0
-    best: float | None = None
-    best_step: int = 0
-    best_metrics: dict[str, float] = field(default_factory=dict)
-    since_best: int = 0
-    """Validations since the early-stopping metric last improved."""
-    watched: float | None = None
-    """Best value of the early-stopping metric."""
-    pending: list[float] = field(default_factory=list)
-    """Losses of the steps since the last line of the log."""
-
-
 class Trainer:
     """Fine-tunes a model as a recipe says.
 
     Args:
         model: On its device.
-        data: Loaded.
+        data: Loaded and prepared.
         recipe: What to do.
         plan: What trains at each step; its total is the number of steps.
         execution: Device and precision.
         metrics: Measured on validation.
-        callbacks: Watchers.
-        checkpoints: Folder to save to; ``None`` saves nothing.
         learning_rate: Base learning rate (the recipe's, or the range test's).
         clock: Where the time is booked.
+        callbacks: Watchers; only the main rank has any.
+        checkpoints: Folder to save to; ``None`` saves nothing.
+        world: The ranks that train together.
     """
 
     def __init__(
@@ -93,6 +85,7 @@ class Trainer:
         clock: Clock,
         callbacks: Sequence[Callback] = (),
         checkpoints: Path | None = None,
+        world: World | None = None,
     ) -> None:
         self.model = model
         self.data = data
@@ -102,12 +95,24 @@ class Trainer:
         self.metrics = metrics
         self.goals: dict[str, Goal] = {"loss": "min"}
         self.goals |= {short_name(s.name): s.goal for s in recipe.metric_specs}
-        self.best = recipe.best
         self.callbacks = callbacks
         self.checkpoints = checkpoints
         self.clock = clock
-        self.progress = Progress()
-        self.batches = BatchParts(data, recipe)
+        self.world = world or World()
+        self.progress = Progress(
+            accumulate=recipe.train.accumulate, learning_rate=learning_rate
+        )
+        self.losses = LossLog(self.progress, self.world)
+        self.batches = BatchParts(data, recipe, self.world)
+        self._sharded = self.world.size > 1 and recipe.train.parallel == "fsdp"
+        if self._sharded:
+            if recipe.train.ema:
+                raise UserError(
+                    "a moving average of shards is not kept",
+                    where="train.ema",
+                    fix='set train.ema = 0, or train.parallel = "ddp"',
+                )
+            shard(model)
         self.optimizer = build_optimizer(model, recipe.train, plan, learning_rate)
         self.average: AveragedModel | None = None
         if recipe.train.ema:
@@ -117,10 +122,31 @@ class Trainer:
                     recipe.train.ema
                 ),
             )
+        self.caches = PrefixCaches(
+            model,
+            data,
+            recipe.cache,
+            execution,
+            # A GPU wants large batches, a CPU's caches small ones.
+            batch_size=recipe.eval_batch_size
+            if execution.device.type == "cuda"
+            else recipe.train.batch_size,
+            seed=recipe.train.seed,
+            tell=self._tell,
+            world=self.world,
+            sharded=self._sharded,
+        )
         self.train_seconds = 0.0
+        self._engine: nn.Module = model
+        self._training: list[nn.Parameter] = []
+        self._buffers: list[torch.Tensor] = []
+        self._kept_buffers: list[torch.Tensor] = []
+        self._train_cache: PrefixCache | None = None
+        self._validation_cache: PrefixCache | None = None
         self._generator = torch.Generator(execution.device)
-        self._losses: list[torch.Tensor] = []
-        self._norm = torch.zeros(())
+        self._norm = torch.zeros((), device=execution.device)
+        self._interruption = Interruption()
+        self._last_checkpoint = ""
         self._stop = ""
         self._started = time.perf_counter()
 
@@ -138,75 +164,142 @@ class Trainer:
             ``done``, ``stopped early`` or ``interrupted``; the last leaves a
             checkpoint to go on from.
         """
-        steps_per_epoch = self.batches.steps_per_epoch
+        self.batches.accumulate = self.progress.accumulate
         for callback in self.callbacks:
             callback.on_start(self.plan.total, self.progress.step)
         try:
-            with self._signals():
-                self._apply(self.plan.trainable(self.progress.step), log=True)
-                while self.progress.step < self.plan.total and not self._stop:
-                    epoch, position = divmod(self.progress.step, steps_per_epoch)
-                    self._epoch(epoch, position)
-                if self._stop == "interrupted":
-                    self.save()
+            with self._interruption:
+                self._train()
         finally:
             for callback in self.callbacks:
                 callback.on_end()
         return self._stop or "done"
 
-    def _epoch(self, epoch: int, position: int) -> None:
-        began = time.perf_counter()
-        for parts in self.batches.steps(epoch, position):
-            self.clock.lap("loading")
-            self._apply(self.plan.trainable(self.progress.step))
-            self._step(parts)
-            self.progress.step += 1
-            step = self.progress.step
-            for callback in self.callbacks:
-                callback.on_step(step)
-            if step % self.recipe.train.log_every == 0:
-                self._log()
-            if self._validates(step) or step == self.plan.total:
-                self.train_seconds += time.perf_counter() - began
-                self._validate()
-                began = time.perf_counter()
-            if self._stop or step == self.plan.total:
-                break
-        self.train_seconds += time.perf_counter() - began
+    def _train(self) -> None:
+        progress, plan = self.progress, self.plan
+        if progress.stops_early(self.recipe.early_stopping):
+            self._stop = "stopped early"
+        if self.recipe.train.micro_batch == "auto" and not progress.step:
+            self._probe_memory()
+        entered: frozenset[str] | None = None
+        while progress.step < plan.total and not self._stop:
+            stages = plan.trainable(progress.step)
+            if stages != entered:
+                self._enter(stages)
+                entered = stages
+            try:
+                self._epoch(*divmod(progress.step, self.batches.steps_per_epoch))
+            except torch.OutOfMemoryError:
+                self._forget_step()
+                self._halve()
+        if self._stop == "interrupted":
+            self.save()
 
-    def _step(self, parts: Sequence[State]) -> None:
+    def _epoch(self, epoch: int, position: int) -> None:
+        """Steps until the epoch, the phase or the training ends."""
+        began = time.perf_counter()
+        train, progress = self.recipe.train, self.progress
+        try:
+            steps = self.batches.steps(epoch, position, self._train_cache)
+            for parts in prefetch(steps, self._move, self.execution.device):
+                self.clock.lap("loading")
+                self._step(parts)
+                progress.step += 1
+                step = progress.step
+                for callback in self.callbacks:
+                    callback.on_step(step)
+                last = step == self.plan.total
+                logs = step % train.log_every == 0
+                if logs:
+                    self._log()
+                if last or self._validates(step):
+                    self.train_seconds += time.perf_counter() - began
+                    self._validate()
+                    began = time.perf_counter()
+                elif train.checkpoint_every and step % train.checkpoint_every == 0:
+                    self.save()
+                self._heed_interruption(logs)
+                if last or self._stop or self.plan.changes_at(step):
+                    break
+        finally:
+            self.train_seconds += time.perf_counter() - began
+
+    def _heed_interruption(self, logs: bool) -> None:
+        """Stop if asked to; several ranks agree on the step with a line of the log."""
+        asked = self._interruption.asked
+        if self.world.size > 1:
+            asked = logs and self.world.any(asked, self.execution.device)
+        if asked:
+            self._stop = self._stop or "interrupted"
+
+    def _step(self, parts: Sequence[tuple[Part, State]]) -> None:
         """One optimizer step on the parts of one batch, averaged by weight."""
-        train, step = self.recipe.train, self.progress.step
-        states = [self.execution.move(part) for part in parts]
-        weights = [self.model.head.weight(state) for state in states]
-        total = torch.stack(weights).sum().clamp(min=1e-12)
-        set_learning_rates(self.optimizer, learning_rate_factor(train, self.plan, step))
-        loss = torch.zeros((), device=self.execution.device)
-        for index, batch in enumerate(states):
-            share = self._loss(batch, index) * (weights[index] / total)
-            share.backward()  # type: ignore[no-untyped-call]
-            loss += share.detach()
+        factor = learning_rate_factor(self.recipe.train, self.plan, self.progress.step)
+        set_learning_rates(self.optimizer, factor)
+        self._kept_buffers = [buffer.clone() for buffer in self._buffers]
+        shares = self._shares(parts)
+        loss: torch.Tensor | None = None
+        for place, (part, state) in enumerate(parts):
+            with self._synchronised(place == len(parts) - 1):
+                share = self._loss(state, part)
+                if shares:
+                    share = share * shares[place]
+                # Engines average over ranks what has to be summed.
+                scaled = share * self.world.size if self.world.size > 1 else share
+                scaled.backward()  # type: ignore[no-untyped-call]
+            loss = share.detach() if loss is None else loss + share.detach()
             self.clock.lap("forward/backward")
-        if train.clip:
-            self._norm = torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), train.clip
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self._losses.append(loss)
+        assert loss is not None
+        self._update(loss)
         self.clock.lap("optimizer")
 
-    def _loss(self, batch: State, part: int) -> torch.Tensor:
+    def _move(self, parts: list[tuple[Part, State]]) -> list[tuple[Part, State]]:
+        return [(part, self.execution.move(state)) for part, state in parts]
+
+    def _shares(self, parts: Sequence[tuple[Part, State]]) -> list[torch.Tensor]:
+        """Each part's share in the batch by weight; empty when one part is all."""
+        if len(parts) == 1 and self.world.size == 1:
+            return []
+        weights = [
+            self.model.head.weight(state) * float(part.counts) for part, state in parts
+        ]
+        total = self.world.sum(torch.stack(weights).sum()).clamp(min=1e-12)
+        return [weight / total for weight in weights]
+
+    def _update(self, loss: torch.Tensor) -> None:
+        """Clip and step, unless a number is not finite; without waiting for the device.
+
+        Fused optimizers leave parameters and state alone where ``found_inf`` is 1, the
+        switch that gradient scalers use.
+        """
+        limit = self.recipe.train.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self._training, limit)
+        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        check = self._norm + self.world.sum(
+            loss.clone() if self.world.size > 1 else loss
+        )
+        # 0 if all is finite, else not a number; and no tensor is read.
+        check = check - check
+        self.optimizer.found_inf = check.ne(0).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, kept in zip(self._buffers, self._kept_buffers, strict=True):
+            # BatchNorm's statistics, which the forward pass has moved already.
+            buffer.copy_(torch.where(check.ne(0), kept, buffer))
+        self.losses.add(loss + check)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def _loss(self, state: State, part: Part) -> torch.Tensor:
         """Mean loss of one part of the current step's batch."""
-        self._seed(self.progress.step, part)
-        if self.data.augments:
-            batch = self.data.augment(batch, self._generator)
+        self._seed(self.progress.step, part.number)
+        if self._train_cache is None and self.data.augments:
+            state = self.data.augment(state, self._generator)
         with self.execution.autocast():
-            features = self.model.prefix(batch)
-            self.clock.lap("prefix")
-            return self.model.head.loss(self.model(features))
+            if self._train_cache is None:
+                state = self.model.prefix(state)
+                self.clock.lap("prefix")
+            return self.model.head.loss(self._engine(state))
 
     def _seed(self, step: int, part: int) -> None:
         """All randomness of a step is a function of (seed, step, part).
@@ -218,127 +311,179 @@ class Trainer:
         torch.default_generator.manual_seed(seed)
         if self.execution.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        self._generator.manual_seed(seed + 1)
+        if self.data.augments:
+            self._generator.manual_seed(seed + 1)
 
-    def _apply(self, stages: frozenset[str], log: bool = False) -> None:
-        """Freeze and unfreeze as the plan says."""
-        if stages == self.model.trainable and not log:
-            return
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
+        """Ranks exchange gradients once a step, with its last part."""
+        if isinstance(self._engine, DistributedDataParallel) and not last:
+            return cast("AbstractContextManager[None]", self._engine.no_sync())
+        return nullcontext()
+
+    def _enter(self, stages: frozenset[str]) -> None:
+        """Freeze and unfreeze as the plan says; engine and caches follow."""
+        model, step = self.model, self.progress.step
+        model.train()
+        model.train_stages(stages)
+        self._training = [p for p in model.parameters() if p.requires_grad]
+        start_momentum(self.optimizer, self._training)
+        trains = [model.backbone.stages[name] for name in stages]
+        self._buffers = [b for part in (*trains, model.head) for b in part.buffers()]
+        self._kept_buffers = []
+        if self.plan.changes_at(step):
+            ordered = [name for name in self.plan.stages if name in stages]
+            self._record("trainable", {"stages": ordered})
+        if self.world.size > 1 and not self._sharded:
+            self._engine = replicate(model, self.execution)
+        elif self.recipe.train.compile:
+            self._engine = cast("nn.Module", torch.compile(model))
+        left = (self.plan.change_after(step) - step) / self.batches.steps_per_epoch
+        checks = left / self.recipe.train.evaluate_every
+        self._train_cache = self.caches.choose("train", left)
+        self._validation_cache = self.caches.choose("validation", checks)
+        self.clock.lap("prefix")
+
+    def _forget_step(self) -> None:
+        """Leave no trace of a step that was not finished."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, kept in zip(self._buffers, self._kept_buffers, strict=False):
+            buffer.copy_(kept)
+
+    def _halve(self) -> None:
+        """Repeat the step in twice as many parts, of half as many samples each."""
+        share = math.ceil(self.recipe.train.batch_size / self.world.size)
+        if self.progress.accumulate >= share:
+            raise single_sample_too_large(f"step {self.progress.step + 1}")
+        self.progress.accumulate = self.batches.accumulate = more_parts(
+            self.progress.accumulate, self.model, self._tell
+        )
+        self._record("memory", {"accumulate": self.progress.accumulate})
+
+    def _probe_memory(self) -> None:
+        """Find out before the first step in how many parts the largest batch fits."""
         self.model.train()
-        self.model.train_stages(stages)
-        ordered = [name for name in self.plan.stages if name in stages]
-        self._record("trainable", {"stages": ordered})
+        self.model.train_stages(self.plan.trainable(self.plan.total - 1))
+        while not fits(self.model, self.batches, self.execution):
+            self._halve()
 
     def _log(self) -> None:
-        """Read the losses of the last steps, the only place where the host waits."""
-        pending = self.progress.pending
-        if self._losses:
-            pending += torch.stack(self._losses).tolist()
-            self._losses = []
-        if not pending:
-            return
-        mean = sum(pending) / len(pending)
-        pending.clear()
-        rates = {
-            "head_learning_rate" if group["part"] == HEAD else "learning_rate": group[
-                "lr"
-            ]
-            for group in self.optimizer.param_groups
-        }
-        norm = {"gradient_norm": float(self._norm)} if self.recipe.train.clip else {}
-        if not math.isfinite(mean):
+        mean = self.losses.mean()
+        if mean is not None:
+            rates = {
+                "head_learning_rate" if g["part"] == HEAD else "learning_rate": g["lr"]
+                for g in self.optimizer.param_groups
+            }
+            values = {"loss": mean, **rates}
+            norm = float(self._norm)
+            if math.isfinite(norm):
+                values["gradient_norm"] = norm
+            self._record("train", values)
+        if self.progress.untold:
+            self._tell_of_bad_steps()
+
+    def _tell_of_bad_steps(self) -> None:
+        """Say which step was left out last, and stop when there were too many.
+
+        Raises:
+            HeadstartError: Names the batch and the checkpoint to go back to.
+        """
+        step = self.progress.untold[-1]
+        self.progress.untold.clear()
+        count = self.progress.bad_steps
+        epoch, position = divmod(step, self.batches.steps_per_epoch)
+        batch = self.batches.batch(epoch, position).tolist()
+        ids = ", ".join(str(self.batches.samples[i]["id"]) for i in batch[:8])
+        more = f" and {len(batch) - 8} more" if len(batch) > 8 else ""
+        self._record("bad step", {"bad_step": step, "bad_steps": count})
+        self._tell(f"step {step + 1} left out: its loss or gradient is not finite")
+        if count >= self.recipe.train.bad_steps:
+            good = self._last_checkpoint or "none yet"
             raise HeadstartError(
-                f"the loss is {mean} near step {self.progress.step}",
-                why="the numbers ran away; what follows would train on nothing",
-                fix="lower train.learning_rate, keep train.clip on, or look at the "
-                "data; the last checkpoint is whole",
+                f"{count} steps had a loss or gradient that is not finite",
+                where=f"step {step + 1}, samples {ids}{more}",
+                why="the numbers ran away; those steps were left out, yet they come "
+                "again",
+                fix="look at these samples, lower train.learning_rate, or keep "
+                f"train.clip on; the last good checkpoint: {good}",
             )
-        self._record("train", {"loss": mean, **rates, **norm})
 
     def _validates(self, step: int) -> bool:
         interval = self.recipe.train.evaluate_every * self.batches.steps_per_epoch
         return math.floor(step / interval) > math.floor((step - 1) / interval)
 
+    def _measure(self) -> dict[str, float]:
+        """Loss and metrics on validation.
+
+        Raises:
+            UserError: It does not fit into memory, where training does.
+        """
+        try:
+            return evaluate(
+                self.evaluated,
+                self.data,
+                self.data.samples("validation"),
+                sizes=self.data.sizes("validation"),
+                batch_size=self.recipe.eval_batch_size,
+                execution=self.execution,
+                metrics=self.metrics,
+                world=self.world,
+                cache=self._validation_cache,
+            ).metrics
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                "the validation does not fit into the device's memory",
+                where="train.eval_batch_size",
+                why=str(error).splitlines()[0],
+                fix=f"choose less than {self.recipe.eval_batch_size}",
+            ) from error
+
     def _validate(self) -> None:
         self._log()
         self.clock.lap("optimizer")
-        values = evaluate(
-            self.evaluated,
-            self.data,
-            self.data.samples("validation"),
-            sizes=self.data.sizes("validation"),
-            batch_size=self.recipe.eval_batch_size,
-            execution=self.execution,
-            metrics=self.metrics,
-        ).metrics
+        values = self._measure()
         self.clock.lap("evaluation")
         self._record("validation", values)
-        improved = self._better(values[self.best], self.progress.best, self.best)
-        if improved:
-            self.progress.best = values[self.best]
-            self.progress.best_step = self.progress.step
-            self.progress.best_metrics = values
-        self._watch(values)
+        progress, stopping = self.progress, self.recipe.early_stopping
+        improved = progress.judge(values, self.recipe.best, self.goals, stopping)
+        if progress.stops_early(stopping):
+            self._stop = self._stop or "stopped early"
         self.save(best=improved)
-
-    def _watch(self, values: dict[str, float]) -> None:
-        stopping = self.recipe.early_stopping
-        name = stopping.metric or self.best
-        if name not in values:
-            raise UserError(
-                f"there is no metric {name!r} to watch",
-                where="early_stopping.metric",
-                fix=f"choose one of {', '.join(values)}",
-            )
-        if self._better(values[name], self.progress.watched, name, stopping.min_delta):
-            self.progress.watched = values[name]
-            self.progress.since_best = 0
-        else:
-            self.progress.since_best += 1
-        if 0 < stopping.patience <= self.progress.since_best:
-            self._stop = "stopped early"
-
-    def _better(
-        self, value: float, best: float | None, name: str, margin: float = 0.0
-    ) -> bool:
-        if math.isnan(value):
-            return False
-        if best is None:
-            return True
-        if self.goals[name] == "max":
-            return value > best + margin
-        return value < best - margin
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint from which training can go on exactly."""
         if self.checkpoints is None:
             return
-        if self._losses:
-            self.progress.pending += torch.stack(self._losses).tolist()
-            self._losses = []
+        self.losses.read()
         self.clock.lap("optimizer")
         tensors = {
-            "model": self.model.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer),
+            "model": whole(self.model.state_dict()),
+            "optimizer": whole(optimizer_tensors(self.optimizer)),
         }
         if self.average is not None:
-            tensors["average"] = self.average.state_dict()
-        checkpoint = write_checkpoint(
-            self.checkpoints, self.progress.step, tensors, vars(self.progress)
-        )
-        if best:
-            mark_best(checkpoint)
-        prune(self.checkpoints, self.recipe.train.keep_checkpoints)
+            tensors["average"] = whole(self.average.state_dict())
+        name = ""
+        if self.world.main:
+            checkpoint = write_checkpoint(
+                self.checkpoints, self.progress.step, tensors, vars(self.progress)
+            )
+            name = checkpoint.folder.name
+            if best:
+                mark_best(checkpoint)
+            prune(self.checkpoints, self.recipe.train.keep_checkpoints)
+        self._last_checkpoint = name
+        self.world.wait()
         self.clock.lap("checkpoint")
-        self._record("checkpoint", {"path": checkpoint.folder.name, "best": best})
+        self._record("checkpoint", {"path": name, "best": best})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
-        self.model.load_state_dict(checkpoint.tensors("model"))
+        load_whole(self.model, checkpoint.tensors("model"))
         restore_optimizer(self.optimizer, checkpoint.tensors("optimizer"))
         if self.average is not None:
-            self.average.load_state_dict(checkpoint.tensors("average"))
+            load_whole(self.average, checkpoint.tensors("average"))
         self.progress = Progress(**checkpoint.state())
+        self.losses = LossLog(self.progress, self.world)
+        self._last_checkpoint = checkpoint.folder.name
 
     def costs(self) -> dict[str, Any]:
         """Where the time went, throughput, padding and memory, for the summary."""
@@ -356,6 +501,10 @@ class Trainer:
             "bottleneck": bottleneck(phases),
         }
 
+    def _tell(self, text: str) -> None:
+        for callback in self.callbacks:
+            callback.on_message(text)
+
     def _record(self, event: str, values: dict[str, Any]) -> None:
         record = {
             "event": event,
@@ -366,71 +515,3 @@ class Trainer:
         }
         for callback in self.callbacks:
             callback.on_record(record)
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the step, with a checkpoint.
-
-        A second one does not wait.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def request(number: int, frame: object) -> None:
-            if self._stop == "interrupted":
-                raise KeyboardInterrupt
-            self._stop = "interrupted"
-
-        before = {
-            number: signal.signal(number, request)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def plan_training(recipe: Recipe, assembly: Assembly) -> Plan:
-    """How many steps there are, and what trains at each."""
-    train = recipe.train
-    samples = len(assembly.data.samples("train"))
-    steps = math.ceil(train.epochs * math.ceil(samples / train.batch_size))
-    total = min(steps, train.max_steps or steps)
-    return make_plan(recipe.strategy, assembly.model.backbone.stage_names, total)
-
-
-def make_trainer(
-    recipe: Recipe,
-    assembly: Assembly,
-    plan: Plan,
-    clock: Clock,
-    callbacks: Sequence[Callback] = (),
-    checkpoints: Path | None = None,
-) -> Trainer:
-    """A trainer for an assembled recipe; finds the learning rate first if asked to."""
-    rate = recipe.train.learning_rate
-    if rate == "auto":
-        rate, curve = range_test(
-            assembly.model, assembly.data, recipe, plan, assembly.execution
-        )
-        for step, (tried, loss) in enumerate(curve):
-            record = {"event": "range", "step": step, "epoch": 0.0, "time": 0.0}
-            for callback in callbacks:
-                callback.on_record({**record, "learning_rate": tried, "loss": loss})
-        clock.lap("range test")
-    data, execution = assembly.data, assembly.execution
-    return Trainer(
-        assembly.model,
-        data,
-        recipe,
-        plan,
-        execution,
-        MetricSet(recipe.metric_specs, data.task, execution.device),
-        learning_rate=rate,
-        callbacks=callbacks,
-        checkpoints=checkpoints,
-        clock=clock,
-    )

@@ -302,7 +302,7 @@ def _bands(run: RunFiles) -> list[Figure]:
         for name in change.get("stages", ()):
             rows[name].append((change["step"], end))
     # A new head trains under every strategy, listed or not.
-    rows.setdefault("head", [(0, run.steps)])
+    rows["head"] = rows.get("head") or [(0, run.steps)]
     caption = (
         "Which stages train when, input at the bottom: blue trains, grey is frozen."
     )

@@ -25,11 +25,11 @@ from safetensors.torch import save_file
 from headstart.assets import load_manifest
 from headstart.errors import UserError
 from headstart.evaluate import MetricSet
+from headstart.fine_tuning import run
 from headstart.model import Model
 from headstart.optim import build_optimizer, parameter_groups
 from headstart.plugins import Registry, load_plugins
 from headstart.recipe import load_recipe, read_recipe
-from headstart.runs import run
 from headstart.settings import StrategySettings, TrainSettings
 from headstart.specs import resolve
 from headstart.strategy import make_plan
@@ -84,6 +84,14 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right)
+
+
+def _requires_gradient(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.requires_grad
+    if isinstance(value, dict):
+        return any(map(_requires_gradient, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(_requires_gradient, value))
 
 
 def no_head() -> Head:
@@ -285,6 +293,20 @@ class PluginSuite:
                     "of a stage before it"
                 )
 
+    def test_consumed_entries_are_for_the_first_stage(
+        self, backbone_spec: BackboneSpec
+    ) -> None:
+        backbone = tiny_backbone(backbone_spec).eval()
+        sample = resolve(backbone_spec.sample)(backbone)
+        with torch.no_grad():
+            whole = backbone.run(sample)
+            middle = backbone.run(sample, 0, 1)
+            for key in backbone.consumed:
+                middle.pop(key, None)
+            rest = backbone.run(middle, 1)
+        for name in backbone.features:
+            assert same(rest[name], whole[name])
+
     def test_every_parameter_is_in_one_group(self, backbone_spec: BackboneSpec) -> None:
         model, _, sample = self._training(backbone_spec, 0)
         _backward(self._feature_loss(model, sample))
@@ -402,6 +424,41 @@ class PluginSuite:
         with torch.no_grad():
             first, second = (m.head.outputs(m(m.prefix(batch))) for m in models)
         assert same(first, second)
+
+    def test_reduction_is_a_function_of_the_state(
+        self, pair: tuple[BackboneSpec, HeadSpec]
+    ) -> None:
+        """Without chance and without a parameter: it is computed once and cached."""
+        head, state = self._features(pair)
+        head.train()
+        reduced = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            reduced.append(head.reduce(copy.deepcopy(state)))
+        assert same(*reduced), "reduce() gives something else each time"
+        used = [k for k, v in reduced[0].items() if _requires_gradient(v)]
+        assert not used, f"a parameter of the head takes part in {used[0]!r}"
+
+    def test_head_reads_what_its_reduction_leaves(
+        self, pair: tuple[BackboneSpec, HeadSpec]
+    ) -> None:
+        head, state = self._features(pair)
+        head.eval()
+        with torch.no_grad():
+            reduced = head.reduce(dict(state))
+            alone = head(dict(reduced))
+            beside = head({**state, **reduced})
+            assert same(head.outputs(alone), head.outputs(beside))
+            assert same(head.loss(alone), head.loss(beside))
+
+    def test_weight_reads_targets_alone(
+        self, pair: tuple[BackboneSpec, HeadSpec]
+    ) -> None:
+        batch = sample_batch(*pair)
+        head = tiny_head(pair[1], tiny_backbone(pair[0]))
+        weight = head.weight({key: batch[key] for key in pair[1].targets})
+        assert weight.ndim == 0 and weight.is_floating_point()
+        assert same(weight, head.weight(batch))
 
     # Data
 
@@ -541,6 +598,15 @@ class PluginSuite:
         plan = make_plan(StrategySettings(), names, 10)
         optimizer = build_optimizer(model, TrainSettings(), plan, 1e-2)
         return model, optimizer, resolve(spec.sample)(backbone)
+
+    @staticmethod
+    def _features(pair: tuple[BackboneSpec, HeadSpec]) -> tuple[Head, State]:
+        """A head, and what reaches it behind a frozen backbone."""
+        backbone = tiny_backbone(pair[0]).eval()
+        with torch.no_grad():
+            state = backbone.run(sample_batch(*pair))
+        kept = {k: v for k, v in state.items() if k not in backbone.consumed}
+        return tiny_head(pair[1], backbone), kept
 
     @staticmethod
     def _feature_loss(model: Model, state: State) -> torch.Tensor:

@@ -223,6 +223,7 @@ def build_encoder(settings: EncoderSettings, folder: Path | None) -> Backbone:
             "vocab_size": config.vocab_size,
         },
         files=files,
+        consumed=("input_ids", "token_type_ids"),
         trailing=("norm",) if "norm" in stages else (),
         wrappers=(family.wrapper,),
         # Files converted from TensorFlow still name a normalisation's tensors so.

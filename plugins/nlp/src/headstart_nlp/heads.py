@@ -82,6 +82,7 @@ class TextHead(Head):
         channels = cast("int", feature.channels)
         self.feature = feature.name
         self.pooling: nn.Module
+        self.learned_pooling = settings.pooling == "attention"
         if settings.pooling == "attention":
             self.pooling = AttentionPooling(channels)
         else:
@@ -99,15 +100,32 @@ class TextHead(Head):
             channels = width
         self.layers = nn.Sequential(*steps, nn.Linear(channels, outputs))
 
+    @property
+    def reduction(self) -> str:
+        return "" if self.learned_pooling else type(self.pooling).__name__
+
+    def reduce(self, state: State) -> State:
+        """Pool to ``pooled`` (batch, channels), unless the pooling is learned."""
+        if self.learned_pooling:
+            return state
+        kept = {key: state[key] for key in ("labels",) if key in state}
+        return {**kept, "pooled": self._pool(state)}
+
     def forward(self, state: State) -> State:
         """Add ``logits``, (batch, outputs) float32."""
-        pooled = self.pooling(state[self.feature], state["attention_mask"].bool())
+        pooled = self._pool(state) if self.learned_pooling else state["pooled"]
         return {**state, "logits": self.layers(pooled).float()}
 
     def weight(self, batch: State) -> Tensor:
         """Samples in the batch."""
-        mask = batch["attention_mask"]
-        return torch.full((), float(len(mask)), device=mask.device)
+        labels = batch["labels"]
+        return torch.full((), float(len(labels)), device=labels.device)
+
+    def _pool(self, state: State) -> Tensor:
+        pooled: Tensor = self.pooling(
+            state[self.feature], state["attention_mask"].bool()
+        )
+        return pooled
 
 
 class Classifier(TextHead):

@@ -42,6 +42,7 @@ def build_network(settings: NetworkSettings, folder: Path | None) -> Backbone:
             "third": Layer("hidden", width, width, dropout),
         },
         features=[Feature("hidden", "vector", width)],
+        consumed=("points",),
         upstream={
             "stages.first.": "0.",
             "stages.second.": "1.",

@@ -32,7 +32,7 @@ class Classifier(Head):
 
     def weight(self, batch: State) -> Tensor:
         labels: Tensor = batch["labels"]
-        return torch.tensor(float(len(labels)), device=labels.device)
+        return torch.full((), float(len(labels)), device=labels.device)
 
     def outputs(self, state: State) -> dict[str, Any]:
         probabilities = state["logits"].float().softmax(-1)

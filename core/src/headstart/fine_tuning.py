@@ -1,0 +1,359 @@
+"""Carry out a recipe, from assembling to the report; go on with a run that stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headstart.errors import Fault, UserError
+from headstart.plugins import load_plugins
+from headstart.recipe import build_recipe, load_recipe, read_recipe, short_name
+from headstart.runs import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from headstart.assembly import Assembly
+    from headstart.callbacks import Callback
+    from headstart.checkpoint import Checkpoint
+    from headstart.distributed import World
+    from headstart.fetch.http import Progress
+    from headstart.recipe import Recipe
+    from headstart.strategy import Plan
+
+CHANGEABLE = (
+    "train.epochs",
+    "train.max_steps",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.bad_steps",
+    "train.tensorboard",
+    "early_stopping.patience",
+    "early_stopping.min_delta",
+    "report.baselines",
+    "report.samples",
+    "report.scratch_control",
+    "cache.mode",
+    "cache.memory_gb",
+    "cache.disk_gb",
+    "data.workers",
+)
+"""What may change on resuming: nothing that a step's numbers depend on."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where training begins: at step 0, or at a checkpoint."""
+
+    checkpoint: Checkpoint | None = None
+    messages: tuple[str, ...] = ()
+
+
+def run(
+    recipe: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    folder: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | None = None,
+) -> Run:
+    """Train as a recipe says, test, and write the report.
+
+    Under ``torchrun`` every rank calls it with the same arguments; when the ranks were
+    started again after a failure, the run goes on instead.
+
+    Args:
+        recipe: ``plugin/name`` or the path of a TOML file.
+        overrides: Values by dotted key, e.g. ``{"train.epochs": 3}``.
+        folder: The run folder; by default a new one under ``runs/``.
+        callbacks: Watchers beside the run's own; see ``headstart.callbacks``.
+        progress: Told about transfers.
+
+    Raises:
+        HeadstartError: What is wrong with recipe or data; then nothing was written.
+    """
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    if again and folder is not None and (Path(folder) / "recipe.toml").is_file():
+        return resume(folder, callbacks=callbacks, progress=progress)
+    began = time.perf_counter()
+    registry = load_plugins()
+    checked = load_recipe(recipe, overrides, registry=registry)
+
+    from headstart.assembly import assemble
+    from headstart.callbacks import TensorBoardLog
+    from headstart.distributed import join_world
+    from headstart.run_folder import create_run_folder
+    from headstart.training_setup import plan_training
+
+    if checked.train.tensorboard:
+        TensorBoardLog.require()
+    world = join_world()
+    assembly = assemble(checked, registry, progress)
+    # The data module may have completed its settings, e.g. with an asset's own.
+    checked = replace(checked, data=assembly.data.settings)
+    plan = plan_training(checked, assembly, world)
+    watchers = [*callbacks, *registry.callbacks(checked)] if world.main else []
+    target = None
+    if world.main:
+        target = create_run_folder(folder, checked, registry, assembly)
+    target = world.share(target)
+    assert target is not None
+    return _carry_out(checked, assembly, plan, target, watchers, world, began, _Start())
+
+
+def resume(
+    folder: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    progress: Progress | None = None,
+) -> Run:
+    """Go on with a run that was stopped, as if nothing had happened.
+
+    On the same device and number of ranks the losses and weights are those of an
+    undisturbed run, to the last bit.
+
+    Args:
+        folder: The run folder.
+        overrides: Changes that no past step depends on, e.g. more ``train.epochs``.
+        callbacks: Watchers beside the run's own.
+        progress: Told about transfers, when there is no checkpoint yet.
+
+    Raises:
+        UserError: The run is complete, another version's, its data or its recipe
+            changed in what steps depend on, or no checkpoint holds.
+    """
+    began = time.perf_counter()
+    registry = load_plugins()
+    opened = Run(folder)
+    tables, origin = read_recipe(opened.folder / "recipe.toml", registry)
+    before = build_recipe(tables, {}, origin=origin, registry=registry)
+    checked = build_recipe(tables, overrides or {}, origin=origin, registry=registry)
+    _refuse_changes(before, checked, origin)
+    environment = _environment(opened)
+
+    from headstart.assembly import assemble
+    from headstart.distributed import join_world
+    from headstart.files import write_text
+    from headstart.run_folder import ARCHITECTURE
+    from headstart.training_setup import plan_training
+
+    world = join_world()
+    start = _latest(opened.folder / "checkpoints")
+    architecture = opened.folder / ARCHITECTURE if start.checkpoint else None
+    assembly = assemble(checked, registry, progress, architecture)
+    _refuse_other_data(assembly, environment, opened.folder)
+    plan = plan_training(checked, assembly, world)
+    messages = [*start.messages, *_changes_of_schedule(before, checked, plan, start)]
+    ranks = environment.get("ranks", 1)
+    if ranks != world.size:
+        messages.append(
+            f"trained on {ranks} ranks before, now on {world.size}: the order of "
+            "samples is the same, the numbers agree to rounding only"
+        )
+    if start.checkpoint and start.checkpoint.step >= plan.total:
+        finished = opened.summary.get("status") in ("done", "stopped early")
+        if finished and not overrides:
+            raise UserError(
+                "the run is complete",
+                where=str(opened.folder),
+                why=f"all {plan.total} steps are done",
+                fix=f"to train longer: train.epochs={2 * checked.train.epochs:g}",
+            )
+    watchers = [*callbacks, *registry.callbacks(checked)] if world.main else []
+    if world.main:
+        write_text(opened.folder / "recipe.toml", checked.to_toml())
+    start = replace(start, messages=tuple(messages))
+    return _carry_out(
+        checked, assembly, plan, opened.folder, watchers, world, began, start
+    )
+
+
+def _carry_out(
+    recipe: Recipe,
+    assembly: Assembly,
+    plan: Plan,
+    folder: Path,
+    watchers: list[Callback],
+    world: World,
+    began: float,
+    start: _Start,
+) -> Run:
+    """Train, judge, and write what came out; a failure leaves its reason."""
+    from headstart.callbacks import MetricsLog, TensorBoardLog
+    from headstart.report.page import write_report
+    from headstart.run_folder import write_json
+
+    if world.main:
+        step = start.checkpoint.step if start.checkpoint else 0
+        watchers.append(MetricsLog(folder / "metrics.jsonl", step))
+        if recipe.train.tensorboard:
+            watchers.append(TensorBoardLog(folder / "tensorboard"))
+        write_json(folder / "summary.json", {"status": "running"})
+    try:
+        summary = _train(recipe, assembly, plan, folder, watchers, world, began, start)
+    except BaseException as error:
+        if world.main:
+            stopped = isinstance(error, KeyboardInterrupt)
+            status = "interrupted" if stopped else "failed"
+            reason = str(error) or type(error).__name__
+            write_json(folder / "summary.json", {"status": status, "reason": reason})
+        raise
+    if world.main:
+        write_json(folder / "summary.json", summary)
+        write_report(folder)
+    world.wait()
+    return Run(folder)
+
+
+def _train(
+    recipe: Recipe,
+    assembly: Assembly,
+    plan: Plan,
+    folder: Path,
+    watchers: Sequence[Callback],
+    world: World,
+    began: float,
+    start: _Start,
+) -> dict[str, Any]:
+    """Train and judge; returns the summary."""
+    from headstart.assembly import complete_transfer
+    from headstart.checkpoint import open_checkpoint
+    from headstart.clock import Clock
+    from headstart.distributed import load_whole
+    from headstart.judgement import judge
+    from headstart.run_folder import write_json
+    from headstart.training_setup import make_trainer
+
+    transfer = complete_transfer(assembly, plan)
+    if world.main and start.checkpoint is None:
+        write_json(folder / "transfer.json", transfer.to_dict())
+    for watcher in watchers:
+        watcher.on_assembled(recipe, assembly, transfer, plan.total)
+        for message in start.messages:
+            watcher.on_message(message)
+    clock = Clock(assembly.execution.device, setup=time.perf_counter() - began)
+    trainer = make_trainer(
+        recipe,
+        assembly,
+        plan,
+        clock,
+        watchers,
+        folder / "checkpoints",
+        world,
+        start.checkpoint,
+    )
+    status = trainer.fit()
+    progress = trainer.progress
+    summary: dict[str, Any] = {
+        "status": status,
+        "goals": {short_name(s.name): s.goal for s in recipe.metric_specs},
+        "expect": recipe.expect.model_dump(mode="json")["metrics"],
+        "validation": progress.best_metrics,
+        "best_step": progress.best_step,
+        "steps": progress.step,
+        "total_steps": plan.total,
+        "epochs": progress.step / trainer.batches.steps_per_epoch,
+        "bad_steps": progress.bad_steps,
+        "accumulate": progress.accumulate,
+        "ranks": world.size,
+        "parameters": assembly.model.counts(),
+    }
+    if status == "interrupted":
+        summary["reason"] = (
+            f"stopped after step {progress.step} of {plan.total}; go on with "
+            f"`headstart resume {folder}`"
+        )
+    else:
+        checkpoint, _ = open_checkpoint(folder / "checkpoints")
+        load_whole(assembly.model, checkpoint.kept_model())
+        summary |= judge(recipe, assembly, plan, clock, folder, world)
+    return summary | trainer.costs()
+
+
+def _latest(checkpoints: Path) -> _Start:
+    """The newest checkpoint that holds, and what was wrong with newer ones."""
+    from headstart.checkpoint import newest_checkpoint
+
+    if not any(checkpoints.glob("step-*")):
+        return _Start(None, ("no checkpoint was written yet: starting from step 0",))
+    checkpoint, passed_over = newest_checkpoint(checkpoints)
+    damaged = [f"{f.where} is damaged and passed over: {f.what}" for f in passed_over]
+    going_on = f"going on from {checkpoint.folder.name}"
+    return _Start(checkpoint, (*damaged, going_on))
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value
+        for section, values in recipe.to_dict().items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
+
+
+def _refuse_changes(before: Recipe, after: Recipe, origin: str) -> None:
+    """Refuse changes that past steps depend on; name all of them."""
+    old, new = _flat(before), _flat(after)
+    faults = [
+        Fault(
+            f"{key} cannot change from {old.get(key)!r} to {new.get(key)!r}",
+            where=origin,
+            why="the steps that were taken depend on it",
+            fix="resume without it, or start a new run with it",
+        )
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in CHANGEABLE
+    ]
+    if faults:
+        raise UserError(*faults)
+
+
+def _changes_of_schedule(
+    before: Recipe, after: Recipe, plan: Plan, start: _Start
+) -> list[str]:
+    lengths = [(r.train.epochs, r.train.max_steps) for r in (before, after)]
+    if lengths[0] == lengths[1] or start.checkpoint is None:
+        return []
+    if after.train.schedule == "constant" and len(plan.changes) == 1:
+        return []
+    return [
+        f"the run now has {plan.total} steps: from step {start.checkpoint.step} on the "
+        "schedule is that of the longer run, before it was not"
+    ]
+
+
+def _environment(run: Run) -> dict[str, Any]:
+    """What the run wrote down about itself, if its version is one we can follow."""
+    from packaging.version import Version
+
+    from headstart.run_folder import read_json
+    from headstart.version import __version__
+
+    environment: dict[str, Any] = read_json(run.folder / "environment.json")
+    theirs = str(environment.get("headstart", "0"))
+    if Version(theirs).release[:2] != Version(__version__).release[:2]:
+        raise UserError(
+            f"the run was started with headstart {theirs}, this is {__version__}",
+            where=str(run.folder),
+            why="another version may take its steps differently",
+            fix=f"pip install 'headstart=={theirs}', or run its recipe.toml anew",
+        )
+    return environment
+
+
+def _refuse_other_data(
+    assembly: Assembly, environment: Mapping[str, Any], folder: Path
+) -> None:
+    if assembly.data.fingerprint() != environment["data"]["fingerprint"]:
+        raise UserError(
+            "the data is not what the run was started on",
+            where=str(folder),
+            why="its hash differs from the one in environment.json",
+            fix="put the data back, or start a new run on the changed data",
+        )

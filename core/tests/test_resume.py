@@ -1,0 +1,194 @@
+"""Going on with a run that was stopped: as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import headstart
+from headstart.callbacks import Callback
+from headstart.checkpoint import newest_checkpoint
+from headstart.errors import UserError
+from headstart.plugins import load_plugins
+from headstart.testing import toy
+
+BASE = {
+    "data.count": 200,
+    "train.epochs": 3,
+    "train.batch_size": 16,
+    "train.checkpoint_every": 3,
+    "train.log_every": 4,
+    "train.keep_checkpoints": 2,
+    "data.noise": 0.1,
+}
+FOUR_STEPS = {**BASE, "train.max_steps": 4}
+SITUATIONS = {
+    "global": {},
+    "unfreezing": {"strategy.name": "gradual", "strategy.unfreeze_share": 0.8},
+    "lp-ft": {"strategy.name": "lp-ft"},
+    "accumulation": {"train.accumulate": 3},
+    "average": {"train.ema": 0.9},
+    "workers": {"data.workers": 1},
+    "cache": {"strategy.name": "feature-extraction", "data.noise": 0.0},
+    "early stopping": {"early_stopping.patience": 4, "train.evaluate_every": 0.25},
+    "sgd": {"train.optimizer": "sgd"},
+    "found rate": {"train.learning_rate": "auto"},
+}
+
+
+class Killed(BaseException):
+    """No handler of ours may see it, as none sees SIGKILL."""
+
+
+class KillAt(Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, step):
+        if step == self.step:
+            raise Killed
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    load_plugins().add(toy, "toy")
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+
+
+def losses(folder):
+    records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    shown = []
+    for record in records:
+        if record["event"] in ("train", "validation", "trainable", "test", "range"):
+            del record["time"]
+            shown.append(record)
+    return shown
+
+
+def weights(folder):
+    checkpoint, _ = newest_checkpoint(folder / "checkpoints")
+    return {
+        **checkpoint.tensors("model"),
+        **{f"optimizer {k}": v for k, v in checkpoint.tensors("optimizer").items()},
+        **{f"average {k}": v for k, v in checkpoint.tensors("average").items()},
+    }
+
+
+def same_bits(left, right):
+    return left.keys() == right.keys() and all(
+        torch.equal(value, right[name]) for name, value in left.items()
+    )
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_a_killed_run_ends_with_the_same_bits(situation, tmp_path):
+    settings = {**BASE, **SITUATIONS[situation]}
+    whole = headstart.run("toy/ring", settings, folder=tmp_path / "whole")
+    folder = tmp_path / "killed"
+    # In the middle of an epoch (of 8 steps), between checkpoints; then twice again.
+    with pytest.raises(Killed):
+        headstart.run("toy/ring", settings, folder=folder, callbacks=[KillAt(5)])
+    for step in (11, 14):
+        with pytest.raises(Killed):
+            headstart.resume(folder, callbacks=[KillAt(step)])
+    resumed = headstart.resume(folder)
+    assert same_bits(weights(folder), weights(whole.folder))
+    assert losses(folder) == losses(whole.folder)
+    assert resumed.metrics == whole.metrics
+    assert resumed.summary["best_step"] == whole.summary["best_step"]
+    assert resumed.summary["steps"] == whole.summary["steps"]
+
+
+def test_before_the_first_checkpoint_it_starts_anew(tmp_path):
+    whole = headstart.run("toy/ring", BASE, folder=tmp_path / "whole")
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):
+        headstart.run("toy/ring", BASE, folder=folder, callbacks=[KillAt(2)])
+    headstart.resume(folder)
+    assert same_bits(weights(folder), weights(whole.folder))
+    assert losses(folder) == losses(whole.folder)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path):
+    whole = headstart.run("toy/ring", BASE, folder=tmp_path / "whole")
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):
+        headstart.run("toy/ring", BASE, folder=folder, callbacks=[KillAt(7)])
+    newest = max((folder / "checkpoints").glob("step-*"))
+    tensors = newest / "model.safetensors"
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    told = []
+
+    class Listen(Callback):
+        def on_message(self, text):
+            told.append(text)
+
+    headstart.resume(folder, callbacks=[Listen()])
+    assert any(newest.name in text and "damaged" in text for text in told)
+    assert "going on from step-000003" in told
+    assert same_bits(weights(folder), weights(whole.folder))
+
+
+def test_changes_that_steps_depend_on_are_refused_together(tmp_path):
+    run = headstart.run(
+        "toy/ring", {**BASE, "train.max_steps": 4}, folder=tmp_path / "r"
+    )
+    with pytest.raises(UserError) as caught:
+        headstart.resume(run.folder, {"train.batch_size": 8, "train.seed": 3})
+    keys = [fault.what.split()[0] for fault in caught.value.faults]
+    assert keys == ["train.batch_size", "train.seed"]
+
+
+def test_more_epochs_are_allowed(tmp_path):
+    constant = {**BASE, "train.schedule": "constant", "train.warmup": 0.0}
+    whole = headstart.run("toy/ring", constant, folder=tmp_path / "whole")
+    shorter = {**constant, "train.epochs": 1}
+    run = headstart.run("toy/ring", shorter, folder=tmp_path / "short")
+    longer = headstart.resume(run.folder, {"train.epochs": 3})
+    assert longer.summary["steps"] == whole.summary["steps"]
+    assert same_bits(weights(longer.folder), weights(whole.folder))
+
+
+def test_a_stretched_schedule_is_told(tmp_path):
+    run = headstart.run("toy/ring", {**BASE, "train.epochs": 1}, folder=tmp_path / "r")
+    told = []
+
+    class Listen(Callback):
+        def on_message(self, text):
+            told.append(text)
+
+    headstart.resume(run.folder, {"train.epochs": 2}, callbacks=[Listen()])
+    assert any("schedule" in text for text in told)
+
+
+def test_a_complete_run_says_so(tmp_path):
+    run = headstart.run("toy/ring", {**BASE, "train.epochs": 1}, folder=tmp_path / "r")
+    with pytest.raises(UserError, match="complete") as caught:
+        headstart.resume(run.folder)
+    assert "train.epochs=2" in caught.value.faults[0].fix
+
+
+def test_another_version_is_refused(tmp_path):
+    run = headstart.run(
+        "toy/ring", {**BASE, "train.max_steps": 4}, folder=tmp_path / "r"
+    )
+    path = run.folder / "environment.json"
+    path.write_text(path.read_text().replace(headstart.__version__, "9.9.0"))
+    with pytest.raises(UserError, match=r"9\.9\.0"):
+        headstart.resume(run.folder)
+
+
+def test_changed_data_is_refused(tmp_path):
+    run = headstart.run(
+        "toy/ring", {**BASE, "train.max_steps": 4}, folder=tmp_path / "r"
+    )
+    path = run.folder / "environment.json"
+    environment = json.loads(path.read_text())
+    environment["data"]["fingerprint"] = "of other data"
+    path.write_text(json.dumps(environment))
+    with pytest.raises(UserError, match="data is not what"):
+        headstart.resume(run.folder)
