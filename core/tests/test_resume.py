@@ -31,7 +31,11 @@ SITUATIONS = {
     "accumulation": {"train.accumulate": 3},
     "average": {"train.ema": 0.9},
     "workers": {"data.workers": 1},
-    "cache": {"strategy.name": "feature-extraction", "data.noise": 0.0},
+    "cache": {
+        "strategy.name": "feature-extraction",
+        "data.noise": 0.0,
+        "cache.mode": "on",
+    },
     "early stopping": {"early_stopping.patience": 4, "train.evaluate_every": 0.25},
     "sgd": {"train.optimizer": "sgd"},
     "found rate": {"train.learning_rate": "auto"},

@@ -77,9 +77,9 @@ def run(
     Raises:
         HeadstartError: What is wrong with recipe or data; then nothing was written.
     """
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    if again and folder is not None and (Path(folder) / "recipe.toml").is_file():
-        return resume(folder, callbacks=callbacks, progress=progress)
+    if folder is not None and (Path(folder) / "recipe.toml").is_file():
+        if _started_again():
+            return resume(folder, callbacks=callbacks, progress=progress)
     began = time.perf_counter()
     registry = load_plugins()
     checked = load_recipe(recipe, overrides, registry=registry)
@@ -104,6 +104,16 @@ def run(
     target = world.share(target)
     assert target is not None
     return _carry_out(checked, assembly, plan, target, watchers, world, began, _Start())
+
+
+def _started_again() -> bool:
+    """Whether ``torchrun`` started the ranks anew after a failure, on any machine."""
+    import torch
+
+    from headstart.distributed import join_world
+
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return join_world().any(again, torch.device("cpu"))
 
 
 def resume(

@@ -106,12 +106,6 @@ class Trainer:
         self.batches = BatchParts(data, recipe, self.world)
         self._sharded = self.world.size > 1 and recipe.train.parallel == "fsdp"
         if self._sharded:
-            if recipe.train.ema:
-                raise UserError(
-                    "a moving average of shards is not kept",
-                    where="train.ema",
-                    fix='set train.ema = 0, or train.parallel = "ddp"',
-                )
             shard(model)
         self.optimizer = build_optimizer(model, recipe.train, plan, learning_rate)
         self.average: AveragedModel | None = None

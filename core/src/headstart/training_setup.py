@@ -30,7 +30,7 @@ def plan_training(
     """How many steps there are, and what trains at each.
 
     Raises:
-        UserError: The ranks cannot share a batch equally.
+        UserError: The ranks cannot share a batch equally, or keep no moving average.
     """
     train = recipe.train
     ranks = world.size if world else 1
@@ -40,6 +40,12 @@ def plan_training(
             where="train.batch_size",
             fix=f"choose a multiple of {ranks}, e.g. "
             f"{-(-train.batch_size // ranks) * ranks}",
+        )
+    if ranks > 1 and train.parallel == "fsdp" and train.ema:
+        raise UserError(
+            "a moving average of shards is not kept",
+            where="train.ema",
+            fix='set train.ema = 0, or train.parallel = "ddp"',
         )
     samples = len(assembly.data.samples("train"))
     steps = math.ceil(train.epochs * math.ceil(samples / train.batch_size))
