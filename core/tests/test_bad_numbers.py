@@ -118,7 +118,13 @@ def batches() -> list[np.ndarray]:
 def tensors(folder: Path, step: int) -> dict[str, torch.Tensor]:
     checkpoint = read_checkpoint(folder / "checkpoints" / f"step-{step:06d}")
     model, optimizer = checkpoint.tensors("model"), checkpoint.tensors("optimizer")
-    return {**model, **{f"optimizer/{k}": v for k, v in optimizer.items()}}
+    average = checkpoint.tensors("average")
+    average.pop("n_averaged", None)
+    return {
+        **model,
+        **{f"optimizer/{k}": v for k, v in optimizer.items()},
+        **{f"average/{k}": v for k, v in average.items()},
+    }
 
 
 def unmoved(folder: Path) -> list[int]:
@@ -153,7 +159,7 @@ def test_a_bad_sample_moves_nothing(
     """Not even BatchNorm's statistics, which would spoil every validation."""
     spoil(monkeypatch, 17, value)
     watch = Watch()
-    settings = {**SETTINGS, "train.optimizer": optimizer}
+    settings = {**SETTINGS, "train.optimizer": optimizer, "train.ema": 0.5}
     done = headstart.run(
         "toy/ring", settings, folder=tmp_path / "run", callbacks=[watch]
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.errors import Fault, UserError
+from headstart.errors import Fault, HeadstartError, UserError
 from headstart.plugins import load_plugins
 from headstart.recipe import build_recipe, load_recipe, read_recipe, short_name
 from headstart.runs import Run
@@ -212,7 +213,10 @@ def _carry_out(
             stopped = isinstance(error, KeyboardInterrupt)
             status = "interrupted" if stopped else "failed"
             reason = str(error) or type(error).__name__
-            write_json(folder / "summary.json", {"status": status, "reason": reason})
+            # On a full disk this fails too; why the run did is what counts.
+            with suppress(HeadstartError):
+                outcome = {"status": status, "reason": reason}
+                write_json(folder / "summary.json", outcome)
         raise
     if world.main:
         write_json(folder / "summary.json", summary)

@@ -51,11 +51,19 @@ def create_run_folder(
     }
     if backbone.config is not None:
         documents[f"{ARCHITECTURE}/config.json"] = backbone.config
+    # Whoever is killed leaves no folder, or one that can be resumed.
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
     try:
-        (target / ARCHITECTURE).mkdir(parents=True)
+        (draft / ARCHITECTURE).mkdir(parents=True)
         for path in backbone.files:
-            shutil.copy2(path, target / ARCHITECTURE / path.name)
-        (target / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+            shutil.copy2(path, draft / ARCHITECTURE / path.name)
+        (draft / "recipe.toml").write_text(recipe.to_toml(), encoding="utf-8")
+        for name, content in documents.items():
+            write_json(draft / name, content)
+        if target.exists():
+            target.rmdir()
+        draft.rename(target)
     except OSError as error:
         raise UserError(
             "the run folder cannot be written",
@@ -63,8 +71,8 @@ def create_run_folder(
             why=str(error),
             fix="choose another with --folder, or set HEADSTART_RUNS",
         ) from error
-    for name, content in documents.items():
-        write_json(target / name, content)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from headstart.batches import BatchParts
-from headstart.checkpoint import mark_best, prune, write_checkpoint
+from headstart.checkpoint import mark_best, prune, put_best_back, write_checkpoint
 from headstart.clock import bottleneck
 from headstart.distributed import World, load_whole, replicate, shard, whole
 from headstart.environment import peak_memory_bytes
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from headstart.specs import Goal
     from headstart.stages import State
     from headstart.strategy import Plan
+
+
+Tensors: TypeAlias = "tuple[torch.Tensor, ...] | list[torch.Tensor]"
 
 
 class Trainer:
@@ -110,12 +113,7 @@ class Trainer:
         self.optimizer = build_optimizer(model, recipe.train, plan, learning_rate)
         self.average: AveragedModel | None = None
         if recipe.train.ema:
-            self.average = AveragedModel(
-                model,
-                multi_avg_fn=get_ema_multi_avg_fn(  # type: ignore[no-untyped-call]
-                    recipe.train.ema
-                ),
-            )
+            self.average = AveragedModel(model, multi_avg_fn=self._average)
         self.caches = PrefixCaches(
             model,
             data,
@@ -139,6 +137,7 @@ class Trainer:
         self._validation_cache: PrefixCache | None = None
         self._generator = torch.Generator(execution.device)
         self._norm = torch.zeros((), device=execution.device)
+        self._taken = torch.ones((), device=execution.device)
         self._interruption = Interruption()
         self._last_checkpoint = ""
         self._stop = ""
@@ -181,9 +180,13 @@ class Trainer:
             if stages != entered:
                 self._enter(stages)
                 entered = stages
+            fitted = True
             try:
                 self._epoch(*divmod(progress.step, self.batches.steps_per_epoch))
             except torch.OutOfMemoryError:
+                fitted = False
+            if not fitted:
+                # Outside the handler, whose traceback holds on to the step's tensors.
                 self._forget_step()
                 self._halve()
         if self._stop == "interrupted":
@@ -281,8 +284,18 @@ class Trainer:
             # BatchNorm's statistics, which the forward pass has moved already.
             buffer.copy_(torch.where(check.ne(0), kept, buffer))
         self.losses.add(loss + check)
+        self._taken = check.eq(0).float()
         if self.average is not None:
             self.average.update_parameters(self.model)
+
+    def _average(
+        self, averages: Tensors, values: Tensors, count: torch.Tensor | int
+    ) -> None:
+        """Exponential moving average; a step that was left out does not move it."""
+        share = self._taken * (1 - self.recipe.train.ema)
+        changes = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(changes, share)
+        torch._foreach_add_(averages, changes)
 
     def _loss(self, state: State, part: Part) -> torch.Tensor:
         """Mean loss of one part of the current step's batch."""
@@ -319,6 +332,9 @@ class Trainer:
         model, step = self.model, self.progress.step
         model.train()
         model.train_stages(stages)
+        if self.average is not None:
+            # It is validated from the same freeze point on, maybe from the cache.
+            self.evaluated.train_stages(stages)
         self._training = [p for p in model.parameters() if p.requires_grad]
         start_momentum(self.optimizer, self._training)
         trains = [model.backbone.stages[name] for name in stages]
@@ -386,15 +402,14 @@ class Trainer:
         count = self.progress.bad_steps
         epoch, position = divmod(step, self.batches.steps_per_epoch)
         batch = self.batches.batch(epoch, position).tolist()
-        ids = ", ".join(str(self.batches.samples[i]["id"]) for i in batch[:8])
-        more = f" and {len(batch) - 8} more" if len(batch) > 8 else ""
+        ids = ", ".join(str(self.batches.samples[i]["id"]) for i in batch)
         self._record("bad step", {"bad_step": step, "bad_steps": count})
         self._tell(f"step {step + 1} left out: its loss or gradient is not finite")
         if count >= self.recipe.train.bad_steps:
             good = self._last_checkpoint or "none yet"
             raise HeadstartError(
                 f"{count} steps had a loss or gradient that is not finite",
-                where=f"step {step + 1}, samples {ids}{more}",
+                where=f"step {step + 1}, samples {ids}",
                 why="the numbers ran away; those steps were left out, yet they come "
                 "again",
                 fix="look at these samples, lower train.learning_rate, or keep "
@@ -427,7 +442,7 @@ class Trainer:
             raise UserError(
                 "the validation does not fit into the device's memory",
                 where="train.eval_batch_size",
-                why=str(error).splitlines()[0],
+                why=str(error).partition("\n")[0],
                 fix=f"choose less than {self.recipe.eval_batch_size}",
             ) from error
 
@@ -478,6 +493,8 @@ class Trainer:
         self.progress = Progress(**checkpoint.state())
         self.losses = LossLog(self.progress, self.world)
         self._last_checkpoint = checkpoint.folder.name
+        if self.world.main:
+            put_best_back(checkpoint, self.progress.best_step)
 
     def costs(self) -> dict[str, Any]:
         """Where the time went, throughput, padding and memory, for the summary."""
