@@ -32,6 +32,11 @@ LABEL_SETS = torch.tensor([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 0]])
 VALUES = torch.tensor([90.0, 130.0, 100.0, 71.0])
 
 
+def run_head(head: Any, state: Any) -> Any:
+    """A head as the model runs it."""
+    return head(head.reduce(state))
+
+
 def classifier(**settings: Any) -> Any:
     torch.manual_seed(0)
     given = ClassifierSettings(name="nlp/classifier", **settings)
@@ -65,7 +70,7 @@ def pooled_by_hand(state: dict[str, Any], row: int) -> torch.Tensor:
 
 def test_mean_pooling_takes_tokens_only() -> None:
     head, state = classifier(pooling="mean"), batch(None)
-    logits = head(state)["logits"]
+    logits = run_head(head, state)["logits"]
     linear = head.layers[-1]
     for row in range(4):
         expected = linear(pooled_by_hand(state, row))
@@ -76,7 +81,7 @@ def test_mean_pooling_takes_tokens_only() -> None:
 def test_cls_pooling_takes_the_first_token() -> None:
     head, state = classifier(pooling="cls"), batch(None)
     expected = head.layers[-1](state["hidden"][:, 0])
-    torch.testing.assert_close(head(state)["logits"], expected)
+    torch.testing.assert_close(run_head(head, state)["logits"], expected)
 
 
 def test_attention_pooling_by_hand_and_starts_as_the_mean() -> None:
@@ -100,12 +105,14 @@ def test_padding_never_counts(pooling: str) -> None:
     head, state = classifier(pooling=pooling), batch(None)
     if pooling == "attention":
         torch.nn.init.normal_(head.pooling.query)
-    logits = head(state)["logits"]
+    logits = run_head(head, state)["logits"]
     for junk in (1e4, torch.nan):
         hidden = state["hidden"].masked_fill(MASK[..., None] == 0, junk)
-        assert torch.equal(head({**state, "hidden": hidden})["logits"], logits)
+        assert torch.equal(
+            run_head(head, {**state, "hidden": hidden})["logits"], logits
+        )
     short = {"hidden": state["hidden"][2:3, :2], "attention_mask": MASK[2:3, :2]}
-    torch.testing.assert_close(head(short)["logits"], logits[2:3])
+    torch.testing.assert_close(run_head(head, short)["logits"], logits[2:3])
 
 
 @pytest.mark.parametrize("pooling", ["mean", "attention"])
@@ -122,7 +129,7 @@ def test_pooling_of_long_texts_in_bf16(pooling: str) -> None:
     torch.testing.assert_close(half.float(), exact, rtol=1.001 * 2**-8, atol=0)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = head.pooling(hidden, mask)
-        state = head({"hidden": hidden, "attention_mask": mask.long()})
+        state = run_head(head, {"hidden": hidden, "attention_mask": mask.long()})
     torch.testing.assert_close(mixed, head.pooling(hidden, mask))
     assert state["logits"].dtype == torch.float32
 
@@ -132,9 +139,11 @@ def test_depth_width_and_dropout() -> None:
     shapes = [tuple(p.shape) for p in head.layers.parameters() if p.ndim == 2]
     assert shapes == [(5, 8), (5, 5), (3, 5)]
     state = batch(None)
-    assert torch.equal(head(state)["logits"], head(state)["logits"])
+    assert torch.equal(run_head(head, state)["logits"], run_head(head, state)["logits"])
     head.train()
-    assert not torch.equal(head(state)["logits"], head(state)["logits"])
+    assert not torch.equal(
+        run_head(head, state)["logits"], run_head(head, state)["logits"]
+    )
     default = classifier(layers=2)
     assert default.layers[-1].in_features == 8
 
@@ -144,7 +153,7 @@ def test_classifier_loss_is_cross_entropy() -> None:
     vector = torch.tensor([1.0, 3.0, 0.5])
     for smoothing in (0.0, 0.2):
         plain = classifier(label_smoothing=smoothing)
-        state = plain(batch(LABELS))
+        state = run_head(plain, batch(LABELS))
         expected = F.cross_entropy(state["logits"], LABELS, label_smoothing=smoothing)
         torch.testing.assert_close(plain.loss(state), expected)
         weighted = classifier(label_smoothing=smoothing, class_weights=weights)
@@ -156,7 +165,7 @@ def test_classifier_loss_is_cross_entropy() -> None:
 
 def test_multi_label_loss_is_binary_cross_entropy() -> None:
     plain = multi_label()
-    state = plain(batch(LABEL_SETS))
+    state = run_head(plain, batch(LABEL_SETS))
     targets = LABEL_SETS.float()
     bce = F.binary_cross_entropy_with_logits
     torch.testing.assert_close(plain.loss(state), bce(state["logits"], targets))
@@ -171,7 +180,7 @@ def test_multi_label_loss_is_binary_cross_entropy() -> None:
 
 def test_regressor_loss_is_squared_error_of_standardised_values() -> None:
     head = regressor()
-    state = head(batch(VALUES))
+    state = run_head(head, batch(VALUES))
     expected = F.mse_loss(state["logits"][:, 0], (VALUES - 100) / 20)
     torch.testing.assert_close(head.loss(state), expected)
     outputs = head.outputs(state)
@@ -198,11 +207,11 @@ def test_parts_of_a_batch_average_to_the_whole(
     whole = batch(labels)
     parts = [{k: v[i:j] for k, v in whole.items()} for i, j in ((0, 1), (1, 4))]
     weights = torch.stack([head.weight(part) for part in parts])
-    losses = torch.stack([head.loss(head(part)) for part in parts])
+    losses = torch.stack([head.loss(run_head(head, part)) for part in parts])
     assert weights.dtype == torch.float32
     assert weights[0] != weights[1]
     torch.testing.assert_close(
-        (losses * weights).sum() / weights.sum(), head.loss(head(whole))
+        (losses * weights).sum() / weights.sum(), head.loss(run_head(head, whole))
     )
     torch.testing.assert_close(weights.sum(), head.weight(whole))
 
@@ -213,7 +222,7 @@ def test_gradient_reaches_every_parameter(
     make: Any, settings: dict[str, Any], labels: torch.Tensor, pooling: str
 ) -> None:
     head = make(pooling=pooling, layers=2, **settings).train()
-    head.loss(head(batch(labels))).backward()
+    head.loss(run_head(head, batch(labels))).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
@@ -330,7 +339,7 @@ def test_report_sections(
     make: Any, settings: dict[str, Any], labels: torch.Tensor
 ) -> None:
     head = make(**settings)
-    state = head(batch(labels))
+    state = run_head(head, batch(labels))
     outputs = {k: v.detach().numpy() for k, v in head.outputs(state).items()}
     texts = [{"text": f"text {i}"} for i in range(4)]
     task = {classifier: SINGLE, multi_label: MULTI, regressor: VALUE}[make]
@@ -359,7 +368,7 @@ def test_specs_build_and_their_samples_train(spec: Any) -> None:
     targets = resolve(spec.sample)(spec.sample_task, 4)
     assert set(targets) == set(spec.targets)
     assert spec.sample_task["kind"] in spec.kinds
-    state = head({**batch(None), **targets})
+    state = run_head(head, {**batch(None), **targets})
     assert head.loss(state).isfinite()
     assert all(len(value) == 4 for value in head.outputs(state).values())
 
