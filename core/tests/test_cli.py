@@ -218,7 +218,7 @@ def test_predict_lines_of_standard_input(
 ) -> None:
     # A form feed is white space inside a line, not the end of one.
     shown = done("predict", trained, *arguments, stdin="0,0\r\n3,\f3\n0.1,-0.1")
-    expected = runs.Run(trained).predict(POINTS)
+    expected = runs.Run(trained).predict(["0,0", "3,\f3", "0.1,-0.1"])
     assert [json.loads(line) for line in shown.splitlines()] == expected
 
 
@@ -255,6 +255,25 @@ def test_predict_writes_the_whole_file_or_none(
     assert "the second input is bad" in told
     assert (tmp_path / "out.jsonl").read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_predict_into_a_folder(trained: Path, tmp_path: Path) -> None:
+    result = headstart("predict", trained, *POINTS, "--output", "out")
+    assert result.exit_code == 0
+    assert "out/predictions.jsonl" in result.stderr
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == runs.Run(trained).predict(POINTS)
+    assert [json.loads(line)["input"] for line in lines] == list(POINTS)
+    told = refused(2, "predict", trained, "0,0", "--output", "out")
+    assert "out: there is something already" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_predict_into_a_folder_wholly_or_not_at_all(
+    trained: Path, tmp_path: Path
+) -> None:
+    refused(4, "predict", trained, "0,0", "no point", "--output", "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_predict_into_a_folder_that_is_not_there(trained: Path) -> None:

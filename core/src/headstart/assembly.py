@@ -101,8 +101,14 @@ def assemble(
     data.prepare(backbone.preprocessing)
     if recipe.strategy.name == "scratch":
         weights = replace(weights, files=())
-    transfer = load_weights(backbone, weights, allow=recipe.backbone.allow)
     head = build_head(recipe, backbone, data.task)
+    transfer = load_weights(
+        backbone,
+        weights,
+        allow=recipe.backbone.allow,
+        head=head,
+        labels=data.task.get("labels", ()),
+    )
     model = execution.place(Model(backbone, head))
     return Assembly(model, data, weights, transfer, execution)
 
@@ -117,7 +123,11 @@ def complete_transfer(assembly: Assembly, plan: Plan) -> TransferReport:
         for name, stage in model.backbone.stages.items()
     ]
     stages.append(StageTransfer(HEAD, _numbers(model.head), True, 1.0))
-    new = tuple(f"head.{name}" for name, _ in model.head.named_parameters())
+    new = tuple(
+        f"head.{name}"
+        for name, _ in model.head.named_parameters()
+        if name not in assembly.transfer.head_loaded
+    )
     return replace(assembly.transfer, new=new, stages=tuple(stages))
 
 

@@ -148,7 +148,10 @@ def evaluate(
 @click.argument("run_folder", metavar="RUN")
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Write JSON lines to this file."
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Write JSON lines to this file (.jsonl), or to a new folder what suits the "
+    "domain, e.g. annotated images.",
 )
 @json_option
 def predict(
@@ -157,25 +160,27 @@ def predict(
     """Predict for INPUTs: texts or files, as the run's data has them; - reads lines
     from standard input. To a terminal as a table, else as JSON lines.
     """
+    from headstart.console import Counter
     from headstart.runs import Run
 
     items: list[str] = []
     for item in inputs or ("-",):
         items += _input_lines() if item == "-" else [item]
-    results = Run(run_folder).predict_each(items)
-    if output:
-        count = _write_lines(output, results)
-        click.echo(f"{count} prediction{'s' * (count != 1)} in {output}", err=True)
-    elif as_json or not sys.stdout.isatty():
-        for result in results:
-            print_json(result, indent=None)
-    else:
-        print_rows(
-            [
-                {**prediction_row(result), "input": item}
-                for result, item in zip(results, items, strict=True)
-            ]
-        )
+    run = Run(run_folder)
+    with Counter("predicting") as counter:
+        if output and not output.suffix:
+            files = run.predict_into(output, items, counter)
+            click.echo("\n".join(map(str, files)), err=True)
+            return
+        results = run.predict_each(items, counter)
+        if output:
+            count = _write_lines(output, results)
+            click.echo(f"{count} prediction{'s' * (count != 1)} in {output}", err=True)
+        elif as_json or not sys.stdout.isatty():
+            for result in results:
+                print_json(result, indent=None)
+        else:
+            print_rows([prediction_row(result) for result in results])
 
 
 @commands.command(short_help="Check a recipe and its data, and train nothing.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from headstart.runs import Run
     from headstart.weights.transfer import TransferReport
 
+PATIENCE = 2.0
+"""Seconds without a bar."""
 REFRESH = 5
 """Steps between two updates of the bar; each costs the training some microseconds."""
 SPLITS = ("train", "validation", "test")
@@ -98,6 +101,35 @@ class Transfers:
         self.close()
 
     def close(self) -> None:
+        self._bar.stop()
+
+
+class Counter:
+    """A bar over things that are done one after another, where they take a while."""
+
+    def __init__(self, what: str) -> None:
+        screen = Screen(stderr=True)
+        self._bar = Progress(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=screen,
+            disable=not screen.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task(what, total=None)
+        self._began = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._began > PATIENCE:
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+
+    def __enter__(self) -> Counter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
 

@@ -6,6 +6,7 @@ order samples come, a function of (seed, epoch, position) alone.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ import numpy as np
 from headstart.errors import DataError, Fault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import torch
 
@@ -174,6 +176,30 @@ class DataModule(ABC):
     @abstractmethod
     def from_inputs(self, inputs: Sequence[Any]) -> Sequence[Sample]:
         """Samples from what a user passes to ``predict``; no targets, no split."""
+
+    def input_name(self, sample: Sample) -> str:
+        """What a prediction's input is called: its ``id`` unless that says nothing."""
+        return str(sample["id"])
+
+    def write_predictions(
+        self, folder: Path, predictions: Iterable[tuple[Sample, dict[str, Any]]]
+    ) -> list[Path]:
+        """Predictions as this domain's users want them; by default as JSON lines.
+
+        Args:
+            folder: An empty one.
+            predictions: Samples of :meth:`from_inputs` and what ``Head.decode`` made
+                of them, in order, computed as they are asked for.
+
+        Returns:
+            The files that a user would open first.
+        """
+        path = folder / "predictions.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for sample, found in predictions:
+                row = {"input": self.input_name(sample), **found}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return [path]
 
     @abstractmethod
     def show(self, sample: Sample) -> dict[str, Any]:

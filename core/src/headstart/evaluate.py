@@ -189,12 +189,13 @@ def _host(value: Any) -> Any:
     )
 
 
-def _tensors(outputs: Mapping[str, Any]) -> dict[str, Any]:
+def _tensors(value: Any) -> Any:
     """Tensors in place of NumPy arrays."""
-    return {
-        key: torch.as_tensor(value) if isinstance(value, np.ndarray) else value
-        for key, value in outputs.items()
-    }
+    if isinstance(value, np.ndarray):
+        return torch.as_tensor(value)
+    if isinstance(value, dict):
+        return {key: _tensors(entry) for key, entry in value.items()}
+    return [_tensors(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _in_order(rows: Sequence[Mapping[str, Any]], order: np.ndarray) -> dict[str, Any]:

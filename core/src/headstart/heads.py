@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from headstart.report.parts import Evaluation, Section
     from headstart.stages import State
@@ -20,7 +20,19 @@ class Head(nn.Module):
     Losses are means over the units of a batch (samples, tokens, boxes, voxels), and
     :meth:`weight` tells how many units that is, so that batches cut into parts and
     spread over ranks average correctly.
+
+    Attributes:
+        reads: The features that it reads; empty stands for all. Others are dropped
+            behind the freeze point, as soon as no stage reads them any more.
+        upstream: Prefixes of our parameter names to prefixes of the upstream
+            library's, where pretrained files hold a head of this kind; empty where
+            none does.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: tuple[str, ...] = ()
+        self.upstream: Mapping[str, str] = {}
 
     @property
     def reduction(self) -> str:
@@ -67,6 +79,23 @@ class Head(nn.Module):
     @abstractmethod
     def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
         """Predictions for people, one JSON-ready dictionary per sample."""
+
+    def adapt_classes(
+        self, name: str, theirs: Tensor, ours: Tensor, classes: Sequence[str]
+    ) -> Tensor | None:
+        """Our parameter's value from a pretrained head's, class by class.
+
+        Args:
+            name: Of our parameter, inside the head.
+            theirs: The pretrained tensor.
+            ours: Our parameter, with its present values.
+            classes: The pretrained head's classes in the order of its rows.
+
+        Returns:
+            Rows of classes with our names from ``theirs``, all others from ``ours``;
+            ``None`` when the parameter does not depend on classes.
+        """
+        return None
 
     def report(self, evaluation: Evaluation) -> Sequence[Section]:
         """Sections of the report that only this kind of task has."""

@@ -165,8 +165,8 @@ def _counted(kind: str, count: int) -> str:
 
 
 def prediction_row(result: Mapping[str, Any]) -> dict[str, str]:
-    """The short values of a prediction, for a table."""
-    return {
+    """The short values of a prediction, for a table, what it is for last."""
+    row = {
         key: f"{value:.3f}"
         if isinstance(value, float)
         else ", ".join(map(str, value))
@@ -175,6 +175,8 @@ def prediction_row(result: Mapping[str, Any]) -> dict[str, str]:
         for key, value in result.items()
         if not isinstance(value, dict)
     }
+    name = row.pop("input")
+    return {**row, "input": name}
 
 
 def recipe_text(registry: Registry, name: str) -> str:

@@ -86,11 +86,24 @@ class Model(nn.Module):
             return state
         with torch.no_grad():
             state = self.backbone.run(state, 0, stop)
-            for key in self.backbone.consumed:
+            for key in (*self.backbone.consumed, *self._unread(stop)):
                 state.pop(key, None)
             if stop == len(self.backbone.stages):
                 state = self.head.reduce(state)
         return state
+
+    def _unread(self, stop: int) -> list[str]:
+        """Features of frozen stages that neither the head nor a later stage reads.
+
+        A stage reads what the one before it wrote, and inputs.
+        """
+        reads = getattr(self.head, "reads", ())
+        earlier = self.backbone.stage_names[: stop - 1]
+        return [
+            name
+            for name, feature in self.backbone.features.items()
+            if reads and name not in reads and feature.stage in earlier
+        ]
 
     def forward(self, state: State) -> State:
         """The stages from the freeze point on, and the head; takes a prefix."""

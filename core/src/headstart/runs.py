@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from headstart.errors import UserError
 from headstart.plugins import load_plugins
 from headstart.recipe import build_recipe, read_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from headstart.data import Split
+    from headstart.data import DataModule, Sample, Split
     from headstart.model import Model
     from headstart.recipe import Recipe
+
+    Counting: TypeAlias = Callable[[int, int], None]
 
 
 class Run:
@@ -106,22 +110,77 @@ class Run:
         ).metrics
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Predictions for new inputs (texts, files …), in their order."""
+        """Predictions for new inputs (texts, files, folders …), in their order."""
         return list(self.predict_each(inputs))
 
-    def predict_each(self, inputs: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    def predict_each(
+        self, inputs: Sequence[Any], progress: Counting | None = None
+    ) -> Iterator[dict[str, Any]]:
         """As :meth:`predict`, as soon as each batch is done."""
+        data, pairs = self._predictions(inputs, progress)
+        for sample, found in pairs:
+            yield {"input": data.input_name(sample), **found}
+
+    def predict_into(
+        self,
+        folder: str | Path,
+        inputs: Sequence[Any],
+        progress: Counting | None = None,
+    ) -> list[Path]:
+        """Write predictions as the domain has them (drawn on images, as volumes …).
+
+        Args:
+            folder: Made by this; there whole, or not at all.
+            inputs: As for :meth:`predict`.
+            progress: Told how many of how many are done.
+
+        Returns:
+            The files to open first.
+
+        Raises:
+            UserError: The folder is not empty, or cannot be written.
+        """
+        target = Path(folder)
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(
+                "there is something already",
+                where=str(target),
+                why="predictions are written as a whole folder",
+                fix="name a new folder, or a file that ends in .jsonl",
+            )
+        data, pairs = self._predictions(inputs, progress)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            partial.mkdir(parents=True)
+            written = data.write_predictions(partial, pairs)
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
+        except OSError as error:
+            raise UserError(
+                "the predictions cannot be written", where=str(target), why=str(error)
+            ) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return [target / path.relative_to(partial) for path in written]
+
+    def _predictions(
+        self, inputs: Sequence[Any], progress: Counting | None
+    ) -> tuple[DataModule, Iterator[tuple[Sample, dict[str, Any]]]]:
+        """The data module, and samples of the inputs with their predictions."""
         import numpy as np
         import torch
 
         from headstart.assembly import build_data
         from headstart.evaluate import forward_batches
         from headstart.execution import choose_execution
+        from headstart.run_folder import read_json
 
         recipe = self.recipe()
         execution = choose_execution(recipe.train)
         model = self._open(recipe)
         data = build_data(recipe)
+        data.task = read_json(self.folder / "task.json")
         data.prepare(model.backbone.preprocessing)
         samples = data.from_inputs(inputs)
         size = recipe.eval_batch_size
@@ -129,10 +188,17 @@ class Run:
             np.arange(start, min(start + size, len(samples)))
             for start in range(0, len(samples), size)
         ]
-        for state in forward_batches(model, data, samples, batches, execution):
-            with torch.inference_mode():
-                decoded = model.head.decode(model.head.outputs(state))
-            yield from decoded
+
+        def each() -> Iterator[tuple[Sample, dict[str, Any]]]:
+            states = forward_batches(model, data, samples, batches, execution)
+            for batch, state in zip(batches, states, strict=True):
+                with torch.inference_mode():
+                    decoded = model.head.decode(model.head.outputs(state))
+                yield from zip([samples[int(i)] for i in batch], decoded, strict=True)
+                if progress is not None:
+                    progress(int(batch[-1]) + 1, len(samples))
+
+        return data, each()
 
     def _open(self, recipe: Recipe) -> Model:
         """The kept model on its device, strictly loaded, head included."""

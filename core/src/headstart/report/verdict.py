@@ -75,6 +75,8 @@ def _scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """Scores per sample of the metrics that are known to be their means."""
     if not {"target", "prediction"} <= set(evaluation.outputs):
         return {}
+    if not _SCORES.keys() & evaluation.metrics.keys():
+        return {}
     target = np.asarray(evaluation.outputs["target"])
     prediction = np.asarray(evaluation.outputs["prediction"])
     if target.shape != prediction.shape or target.ndim == 0 or len(target) < 2:

@@ -37,6 +37,7 @@ class Weights:
         files: Files of tensors, safetensors or pickles.
         revision: The commit that a hub resolved the reference to.
         licence: As the source declares it; empty when it does not.
+        classes: Names of the classes of a pretrained head, in the order of its rows.
     """
 
     reference: str
@@ -44,6 +45,7 @@ class Weights:
     files: tuple[Path, ...]
     revision: str = ""
     licence: str = ""
+    classes: tuple[str, ...] = ()
 
     @cached_property
     def sha256(self) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from headstart.heads import Head
     from headstart.stages import Backbone
     from headstart.weights.sources import Weights
 
@@ -57,7 +58,10 @@ class TransferReport:
         loaded_parameters: Numbers in those of them that are parameters.
         skipped: Tensors of the source that are not in the model, and why.
         reinitialised: Tensors of the model that keep random values, and why.
-        new: The head's parameters, which no weights could have.
+        new: The head's parameters that no weights had.
+        head_loaded: The head's parameters that came with the weights.
+        classes_kept: Classes whose rows of a pretrained head were kept.
+        classes_new: The other classes, when the weights held a head of this kind.
         stages: Filled in by the trainer, the head last.
     """
 
@@ -70,6 +74,9 @@ class TransferReport:
     skipped: tuple[tuple[str, str], ...] = ()
     reinitialised: tuple[tuple[str, str], ...] = ()
     new: tuple[str, ...] = ()
+    head_loaded: tuple[str, ...] = ()
+    classes_kept: tuple[str, ...] = ()
+    classes_new: tuple[str, ...] = ()
     stages: tuple[StageTransfer, ...] = ()
 
     @property
@@ -93,6 +100,9 @@ class TransferReport:
             "parameters": self.parameters,
             "stages": [asdict(stage) for stage in self.stages],
             "new": list(self.new),
+            "head_loaded": list(self.head_loaded),
+            "classes_kept": list(self.classes_kept),
+            "classes_new": list(self.classes_new),
         }
 
     def lines(self) -> list[str]:
@@ -114,6 +124,13 @@ class TransferReport:
                 f"  {label:14s} {_tensors(count)}: {why}"
                 for why, count in Counter(why for _, why in pairs).items()
             ]
+        if self.head_loaded:
+            lines.append(f"  head           {_tensors(len(self.head_loaded))} loaded")
+        if self.classes_kept or self.classes_new:
+            kept, new = _few(self.classes_kept), _few(self.classes_new)
+            lines.append(
+                f"  classes        kept: {kept or 'none'}; new: {new or 'none'}"
+            )
         if self.new:
             names = ", ".join(self.new[:3]) + (" …" if len(self.new) > 3 else "")
             lines.append(f"  new            {_tensors(len(self.new))}: {names}")
@@ -131,6 +148,7 @@ class _Plan:
     """What is to be copied where, found out before anything is."""
 
     take: dict[str, Tensor] = field(default_factory=dict)
+    head: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     reinitialised: list[tuple[str, str]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
@@ -140,7 +158,12 @@ class _Plan:
 
 
 def load_weights(
-    backbone: Backbone, weights: Weights, *, allow: Sequence[str] = ()
+    backbone: Backbone,
+    weights: Weights,
+    *,
+    allow: Sequence[str] = (),
+    head: Head | None = None,
+    labels: Sequence[str] = (),
 ) -> TransferReport:
     """Copy pretrained tensors into a backbone's parameters and buffers.
 
@@ -154,6 +177,9 @@ def load_weights(
         weights: Where the tensors are; of ``none`` nothing is copied.
         allow: Glob patterns of upstream names that may be missing, left over or of
             another shape.
+        head: Takes the tensors of a pretrained head that its ``upstream`` names, as
+            far as they have its shapes, and rows of the classes that it knows.
+        labels: The head's classes.
 
     Raises:
         UserError: Something does not fit. All faults, with the nearest names and the
@@ -168,12 +194,17 @@ def load_weights(
         return TransferReport(
             weights.reference, reinitialised=tuple((name, why) for name in ours)
         )
-    plan = _plan(backbone, ours, weights.tensors(), allow)
+    theirs = weights.tensors()
+    pretrained = _PretrainedHead(head, theirs, weights.classes, labels)
+    rest = {name: t for name, t in theirs.items() if name not in pretrained.names}
+    plan = _plan(backbone, ours, rest, allow)
+    plan.faults += pretrained.faults
     if faults := _faults(plan, weights.reference):
         raise UserError(*faults)
     with torch.no_grad():
         for name, tensor in plan.take.items():
             ours[name].copy_(tensor)
+    pretrained.copy()
     parameters = {
         id(ours[name]): ours[name].numel()
         for name in plan.take
@@ -186,9 +217,78 @@ def load_weights(
         weights.licence,
         loaded=len(plan.take),
         loaded_parameters=sum(parameters.values()),
-        skipped=tuple(plan.skipped),
+        skipped=(*plan.skipped, *pretrained.skipped),
         reinitialised=tuple(plan.reinitialised),
+        head_loaded=tuple(pretrained.values),
+        classes_kept=pretrained.kept,
+        classes_new=pretrained.new,
     )
+
+
+class _PretrainedHead:
+    """The tensors of a pretrained head that go into ours.
+
+    Attributes:
+        names: Of the source's tensors that belong to the head.
+        values: New values by our name.
+        skipped: Source's tensors that do not go into ours, and why.
+        faults: Tensors that are damaged.
+        kept: Our classes that the pretrained head knows.
+        new: The others.
+    """
+
+    def __init__(
+        self,
+        head: Head | None,
+        theirs: Mapping[str, Tensor],
+        classes: Sequence[str],
+        labels: Sequence[str],
+    ) -> None:
+        self.names: set[str] = set()
+        self.values: dict[str, Tensor] = {}
+        self.skipped: list[tuple[str, str]] = []
+        self.faults: list[Fault] = []
+        self.kept: tuple[str, ...] = ()
+        self.new: tuple[str, ...] = ()
+        upstream: Mapping[str, str] = getattr(head, "upstream", {})
+        if head is None or not upstream:
+            return
+        self._ours = head.state_dict(keep_vars=True)
+        by_class = False
+        for name, ours in self._ours.items():
+            prefix = max(
+                (p for p in upstream if name.startswith(p)), key=len, default=""
+            )
+            raw = upstream.get(prefix, "") + name[len(prefix) :]
+            if not prefix or raw not in theirs:
+                continue
+            self.names.add(raw)
+            tensor = theirs[raw]
+            if fault := _misfit(raw, tensor, ours):
+                self.faults.append(fault)
+                continue
+            value = head.adapt_classes(name, tensor, ours.detach(), classes)
+            by_class = by_class or value is not None
+            value = tensor if value is None else value
+            if value.shape == ours.shape:
+                self.values[name] = value
+            else:
+                shapes = f"{tuple(tensor.shape)}, not {tuple(ours.shape)}"
+                self.skipped.append((raw, f"the head wants another shape: {shapes}"))
+        # What the file holds of the same modules beside that (another design's).
+        roots = tuple(upstream.values()) if self.names else ()
+        for raw in theirs:
+            if raw.startswith(roots) and raw not in self.names and roots:
+                self.names.add(raw)
+                self.skipped.append((raw, "the head has no such part"))
+        if by_class:
+            self.kept = tuple(label for label in labels if label in classes)
+            self.new = tuple(label for label in labels if label not in classes)
+
+    def copy(self) -> None:
+        with torch.no_grad():
+            for name, value in self.values.items():
+                self._ours[name].copy_(value)
 
 
 def _plan(

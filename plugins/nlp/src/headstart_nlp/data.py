@@ -298,6 +298,9 @@ class TextTable(DataModule):
             raise DataError(*faults)
         return self._tokenize(rows, "inputs")
 
+    def input_name(self, sample: Sample) -> str:
+        return str(sample["text"])
+
     def show(self, sample: Sample) -> dict[str, Any]:
         """``id``, ``text`` and ``pair`` (the first 200 characters), ``label``."""
         shown = {"id": sample["id"]}
