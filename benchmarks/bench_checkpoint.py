@@ -88,7 +88,7 @@ def main() -> None:
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["plain"], strict=True)]
     names = {
         "plain": "save_file and flush",
-        "ours": "checkpoint (hashes, manifest, flush, rename)",
+        "ours": "checkpoint (checksums, manifest, flush, rename)",
         "check": "checking it on resume",
     }
     rows = []
@@ -111,7 +111,7 @@ def main() -> None:
         rows,
         setting("headstart", "safetensors"),
         goal="blocks training for at most 1.2 times the plain write",
-        remark="Hashing takes about 1 s of processor time on threads of its own, which "
+        remark="Checksums are taken on threads of their own, which "
         "other jobs on the same cores slow down. Load average of the machine at the "
         f"end: {os.getloadavg()[0]:.1f}.",
     )

@@ -321,7 +321,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # Lazily: another process may just be looking at all mounts.
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 class FillUp(Callback):

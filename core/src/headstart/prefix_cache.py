@@ -28,6 +28,12 @@ from headstart.prefix_files import (
     partial_folder,
     size_text,
 )
+from headstart.prefix_filling import (
+    agree,
+    filling_batches,
+    own_extents,
+    padded_dimensions,
+)
 from headstart.prefix_store import (
     PrefixCache,
     RowWriter,
@@ -226,22 +232,8 @@ class PrefixCaches:
             return self.model.prefix(batch)
 
     def _batches(self, split: Split, mixed: bool = False) -> list[np.ndarray]:
-        """Batches of samples of one size each, so that no row is padded.
-
-        ``mixed`` takes neighbours in size together, for prefixes that leave no trace of
-        an input's size: many small batches take longer than a little padding.
-        """
         count, sizes = len(self.data.samples(split)), self.data.sizes(split)
-        if sizes is None:
-            groups = [np.arange(count)]
-        elif mixed:
-            groups = [np.argsort(-sizes, kind="stable")]
-        else:
-            order = np.argsort(-sizes, kind="stable")
-            borders = np.flatnonzero(np.diff(sizes[order])) + 1
-            groups = np.split(order, borders)
-        step = self.batch_size
-        return [g[i : i + step] for g in groups for i in range(0, len(g), step)]
+        return filling_batches(count, sizes, self.batch_size, mixed)
 
     def _estimate(self, split: Split, passes: float, views: int) -> Estimate:
         """Size and gain from the largest batch of one size.
@@ -305,29 +297,20 @@ class PrefixCaches:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            mixed = self._forgets_size(split)
+            sizes = self.data.sizes(split)
+            padded = padded_dimensions(lambda i: self._prefix(i, split, 0), sizes)
             row_of = np.zeros((views, len(self.data.samples(split))), dtype=np.int64)
             with RowWriter(partial, self.settings.precision) as writer:
                 for view in range(views):
-                    for indices in self._batches(split, mixed):
+                    for indices in self._batches(split, padded is not None):
                         state = self._prefix(indices, split, view)
-                        row_of[view, indices] = writer.write(state, len(indices))
+                        own = own_extents(state, indices, sizes, padded)
+                        rows = writer.write(state, len(indices), own)
+                        row_of[view, indices] = rows
                 writer.finish(row_of, self._about(split, views))
             partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-
-    def _forgets_size(self, split: Split) -> bool:
-        """Whether the largest and the smallest sample give rows of one shape."""
-        sizes = self.data.sizes(split)
-        if sizes is None or sizes.min() == sizes.max():
-            return False
-        shapes = []
-        for sample in (int(sizes.argmin()), int(sizes.argmax())):
-            state = self._prefix(np.array([sample]), split, 0)
-            _, tensors, _ = take_apart(state, 1)
-            shapes.append({path: tensor.shape for path, tensor in tensors.items()})
-        return shapes[0] == shapes[1]
 
     def _about(self, split: Split, views: int) -> dict[str, Any]:
         names = self.model.backbone.stage_names[: self.model.freeze_point]
@@ -347,10 +330,10 @@ class PrefixCaches:
         """
         fault = damage(folder)
         if not fault:
-            batch = self._batches(split, self._forgets_size(split))[0]
+            batch = self._batches(split)[0]
             fresh = self._prefix(batch, split, 0)
             stored = self._open(folder, 0).batch(batch, 0)
-            if not _agree(fresh, stored, len(batch)):
+            if not agree(fresh, stored, len(batch)):
                 fault = "the model now gives other values"
         if fault:
             self._say(split, f"the stored one is useless, {fault}; making it anew")
@@ -364,25 +347,3 @@ class PrefixCaches:
             device=self.execution.device,
             padding=self.data.padding,
         )
-
-
-def _agree(fresh: State, stored: State, count: int) -> bool:
-    """Whether two states are the same but for rounding."""
-    template, ours, _ = take_apart(fresh, count)
-    other, theirs, _ = take_apart(stored, count)
-    if template != other:
-        return False
-    return all(_close(ours[path], theirs[path]) for path in ours)
-
-
-def _close(value: torch.Tensor, found: torch.Tensor) -> bool:
-    if value.shape != found.shape or value.dtype != found.dtype:
-        return False
-    found = found.to(value.device)
-    if not value.is_floating_point():
-        return torch.equal(value, found)
-    # Wide enough for bf16; what only rounds differently is no other prefix.
-    margin = 0.02 * float(value.float().nan_to_num().abs().max())
-    return torch.allclose(
-        value.float(), found.float(), rtol=0, atol=margin + 1e-6, equal_nan=True
-    )

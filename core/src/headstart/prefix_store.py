@@ -180,6 +180,13 @@ def put_together(template: Any, tensors: Sequence[torch.Tensor]) -> Any:
     return entries if kind == "list" else tuple(entries)
 
 
+def corner(row: torch.Tensor, extent: Sequence[int]) -> torch.Tensor:
+    """The first so many entries of each dimension."""
+    for dimension, length in enumerate(extent):
+        row = row.narrow(dimension, 0, length)
+    return row
+
+
 def _join(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
 
@@ -216,8 +223,16 @@ class RowWriter(contextlib.AbstractContextManager["RowWriter"]):
         self._shapes: list[list[tuple[int, ...]]] = []
         self._files: list[BinaryIO] = []
 
-    def write(self, state: State, count: int) -> np.ndarray:
+    def write(
+        self, state: State, count: int, own: Mapping[str, np.ndarray] | None = None
+    ) -> np.ndarray:
         """Append a state's rows; returns their numbers.
+
+        Args:
+            state: With a row per sample.
+            count: Of the samples.
+            own: By path, how much of each row is not padding, (samples, dimensions);
+                other tensors are stored whole.
 
         Raises:
             Uncacheable: It differs from the first in more than its values.
@@ -246,12 +261,18 @@ class RowWriter(contextlib.AbstractContextManager["RowWriter"]):
                     raise Uncacheable(f"{path!r} in the state varies between batches")
         if template != self._template:
             raise Uncacheable("the state is not built alike for every batch")
-        for file, shapes, tensor in zip(
-            self._files, self._shapes, stored.values(), strict=True
+        for file, shapes, (path, tensor) in zip(
+            self._files, self._shapes, stored.items(), strict=True
         ):
-            values = tensor.detach().cpu().contiguous().view(-1)
-            file.write(values.view(torch.uint8).numpy().data)
-            shapes.extend([tuple(tensor.shape[1:])] * count)
+            whole = tensor.detach().cpu()
+            pieces, kept = [whole], [tuple(tensor.shape[1:])] * count
+            if own and path in own:
+                kept = [tuple(extent) for extent in own[path].tolist()]
+                pieces = [corner(row, kept[i]) for i, row in enumerate(whole)]
+            for piece in pieces:
+                values = piece.contiguous().view(-1)
+                file.write(values.view(torch.uint8).numpy().data)
+            shapes.extend(kept)
         self.rows += count
         return np.arange(self.rows - count, self.rows)
 
