@@ -26,29 +26,22 @@ def parameter_groups(
     unfreezing needs no new group.
 
     Returns:
-        Groups with ``params``, ``names``, ``part`` (``stages`` or ``head``),
-        ``factor`` (learning-rate factor of the stages), ``base_lr``, ``lr`` and
-        ``weight_decay``.
+        Groups with ``params``, ``names``, ``base_lr``, ``lr`` and ``weight_decay``.
     """
     head_rate = settings.head_learning_rate or learning_rate
-    groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         owner = model.part_of(name)
-        decays = parameter.ndim >= 2
-        part, factor, rate = HEAD, 1.0, head_rate
-        if owner != HEAD:
-            part, factor = "stages", plan.factors[owner]
-            rate = learning_rate * factor
+        rate = head_rate if owner == HEAD else learning_rate * plan.factors[owner]
+        decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
         group = groups.setdefault(
-            (part, factor, decays),
+            (rate, decay),
             {
                 "params": [],
                 "names": [],
-                "part": part,
-                "factor": factor,
                 "base_lr": rate,
                 "lr": rate,
-                "weight_decay": settings.weight_decay if decays else 0.0,
+                "weight_decay": decay,
             },
         )
         group["params"].append(parameter)

@@ -42,9 +42,9 @@ def range_test(
     trial = copy.deepcopy(model)
     trial.train()
     trial.train_stages(plan.trainable(plan.total - 1))
-    optimizer = build_optimizer(trial, recipe.train, plan, LOWEST)
-    for group in optimizer.param_groups:
-        group["base_lr"] = LOWEST * group["factor"]
+    # One learning rate is sought, so the head takes it too.
+    settings = recipe.train.model_copy(update={"head_learning_rate": None})
+    optimizer = build_optimizer(trial, settings, plan, LOWEST)
     batches = BatchParts(data, recipe, World())
     curve: list[tuple[float, float]] = []
     smoothed, epoch = 0.0, 0

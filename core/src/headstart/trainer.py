@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from headstart.batches import BatchParts
+from headstart.buffers import MovingBuffers
 from headstart.checkpoint import mark_best, prune, put_best_back, write_checkpoint
 from headstart.clock import bottleneck
 from headstart.distributed import World, load_whole, replicate, shard, whole
@@ -23,7 +24,6 @@ from headstart.evaluate import MetricSet, evaluate
 from headstart.interruption import Interruption
 from headstart.loss_log import LossLog
 from headstart.memory import fits, more_parts, single_sample_too_large
-from headstart.model import HEAD
 from headstart.optim import (
     build_optimizer,
     optimizer_tensors,
@@ -131,13 +131,13 @@ class Trainer:
         self.train_seconds = 0.0
         self._engine: nn.Module = model
         self._training: list[nn.Parameter] = []
-        self._buffers: list[torch.Tensor] = []
-        self._kept_buffers: list[torch.Tensor] = []
+        self._buffers = MovingBuffers(())
         self._train_cache: PrefixCache | None = None
         self._validation_cache: PrefixCache | None = None
         self._generator = torch.Generator(execution.device)
         self._norm = torch.zeros((), device=execution.device)
         self._taken = torch.ones((), device=execution.device)
+        self._factor = 0.0
         self._interruption = Interruption()
         self._last_checkpoint = ""
         self._stop = ""
@@ -233,7 +233,8 @@ class Trainer:
         """One optimizer step on the parts of one batch, averaged by weight."""
         factor = learning_rate_factor(self.recipe.train, self.plan, self.progress.step)
         set_learning_rates(self.optimizer, factor)
-        self._kept_buffers = [buffer.clone() for buffer in self._buffers]
+        self._factor = factor
+        self._buffers.keep()
         shares = self._shares(parts)
         loss: torch.Tensor | None = None
         for place, (part, state) in enumerate(parts):
@@ -277,15 +278,15 @@ class Trainer:
         )
         # 0 if all is finite, else not a number; and no tensor is read.
         check = check - check
-        self.optimizer.found_inf = check.ne(0).float()  # type: ignore[attr-defined]
+        bad = check.ne(0)
+        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, kept in zip(self._buffers, self._kept_buffers, strict=True):
-            # BatchNorm's statistics, which the forward pass has moved already.
-            buffer.copy_(torch.where(check.ne(0), kept, buffer))
+        # The forward pass has moved BatchNorm's statistics already.
+        self._buffers.take_back(bad)
         self.losses.add(loss + check)
-        self._taken = check.eq(0).float()
         if self.average is not None:
+            self._taken = check.eq(0).float()
             self.average.update_parameters(self.model)
 
     def _average(
@@ -338,8 +339,7 @@ class Trainer:
         self._training = [p for p in model.parameters() if p.requires_grad]
         start_momentum(self.optimizer, self._training)
         trains = [model.backbone.stages[name] for name in stages]
-        self._buffers = [b for part in (*trains, model.head) for b in part.buffers()]
-        self._kept_buffers = []
+        self._buffers = MovingBuffers([*trains, model.head])
         if self.plan.changes_at(step):
             ordered = [name for name in self.plan.stages if name in stages]
             self._record("trainable", {"stages": ordered})
@@ -356,8 +356,7 @@ class Trainer:
     def _forget_step(self) -> None:
         """Leave no trace of a step that was not finished."""
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, kept in zip(self._buffers, self._kept_buffers, strict=False):
-            buffer.copy_(kept)
+        self._buffers.take_back()
 
     def _halve(self) -> None:
         """Repeat the step in twice as many parts, of half as many samples each."""
@@ -379,11 +378,13 @@ class Trainer:
     def _log(self) -> None:
         mean = self.losses.mean()
         if mean is not None:
-            rates = {
-                "head_learning_rate" if g["part"] == HEAD else "learning_rate": g["lr"]
-                for g in self.optimizer.param_groups
+            rate = self.progress.learning_rate
+            head_rate = self.recipe.train.head_learning_rate or rate
+            values = {
+                "loss": mean,
+                "learning_rate": rate * self._factor,
+                "head_learning_rate": head_rate * self._factor,
             }
-            values = {"loss": mean, **rates}
             norm = float(self._norm)
             if math.isfinite(norm):
                 values["gradient_norm"] = norm
