@@ -101,4 +101,4 @@ def choose_execution(settings: TrainSettings) -> Execution:
     bf16 = settings.precision == "bf16" or (
         settings.precision == "auto" and device.type == "cuda" and able
     )
-    return Execution(device, bf16, settings.channels_last and device.type == "cuda")
+    return Execution(device, bf16, settings.channels_last)

@@ -145,7 +145,7 @@ class TrainSettings(Settings):
     compile: bool = False
     """Compile what trains with ``torch.compile``; costs minutes before it pays."""
     channels_last: bool = True
-    """On a GPU, keep images and volumes channels-last in memory."""
+    """Keep images and volumes channels-last in memory, which convolutions like."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs ``headstart[tensorboard]``)."""
 

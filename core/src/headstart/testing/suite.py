@@ -567,7 +567,8 @@ class PluginSuite:
         data = registry.data_module(tables["data"]["name"])
         tables["backbone"] = {"name": backbone.name, **backbone.tiny}
         (tmp_path / "data").mkdir()
-        tables["data"] = resolve(data.tiny)(tmp_path / "data")
+        kind = {k: v for k, v in tables["data"].items() if k == "kind"}
+        tables["data"] = {**resolve(data.tiny)(tmp_path / "data"), **kind}
         head = registry.head(tables["head"]["name"])
         tables["head"] = {"name": head.name, **head.tiny}
         tables["train"] = {"max_steps": 2, "batch_size": 4}

@@ -334,6 +334,9 @@ def _plan(
         if pattern := _matching((name,), allow):
             why = f"not in the weights; allowed by {pattern!r}"
             plan.reinitialised.append((name, why))
+        elif name.replace("num_batches_tracked", "running_mean") in seen:
+            # torch's own loading fills it in as well: nothing is computed from it.
+            plan.reinitialised.append((name, "a counter that older files lack"))
         else:
             plan.missing.append(name)
     return plan

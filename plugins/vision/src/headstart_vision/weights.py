@@ -1,0 +1,230 @@
+"""Weights by torchvision's enumeration names, e.g. ResNet50_Weights.IMAGENET1K_V2."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from headstart.assets import cache_folder
+from headstart.errors import UserError, nearest
+from headstart.fetch.http import Http, SourceError
+from headstart.files import write_text
+from headstart.weights.sources import Weights
+from headstart.weights.tensors import file_sha256, read_tensors
+from headstart_vision import catalogue
+from headstart_vision.old_names import current_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from headstart.fetch.http import Progress
+    from headstart.plugins import Registry
+
+LICENCE = "BSD-3-Clause (torchvision); the data it was trained on has terms of its own"
+# Video and optical flow take no single images; quantised tensors cannot be fine-tuned.
+MODULES = ("", "detection", "segmentation")
+# Detectors whose normalisations torchvision runs with another epsilon than its
+# classifiers': set to 0 after building, or the default of FrozenBatchNorm2d.
+NORM_EPS = {
+    "fasterrcnn_resnet50_fpn": 0.0,
+    "keypointrcnn_resnet50_fpn": 0.0,
+    "maskrcnn_resnet50_fpn": 0.0,
+    "retinanet_resnet50_fpn": 0.0,
+    "fasterrcnn_mobilenet_v3_large_fpn": 1e-5,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": 1e-5,
+}
+
+
+def resolve_torchvision(
+    reference: str, registry: Registry, progress: Progress | None
+) -> Weights:
+    """Weights from torchvision's server, kept in the cache with a ``config.json``.
+
+    The file's hash is compared with the part of it that its name states. The pickle is
+    read by the core, with ``weights_only`` and once.
+
+    Args:
+        reference: ``ENUMERATION.NAME``; ``DEFAULT`` is what torchvision recommends.
+        registry: Not needed.
+        progress: Told about the transfer.
+
+    Raises:
+        UserError: There are no such weights, or they cannot be had.
+    """
+    model, weights = _find(reference)
+    folder = cache_folder() / "torchvision" / str(weights)
+    url = str(weights.url)
+    path = folder / Path(urlsplit(url).path).name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            _bring(url, path, progress)
+            files = (_renamed(path),) if _is_detector(model) else (path,)
+            text = json.dumps(_config(model, weights), indent=1)
+            write_text(folder / "config.json", text)
+    except OSError as error:
+        raise UserError(
+            f"the cache folder cannot be written: {error.strerror or error}",
+            where=str(error.filename or folder),
+            fix="make room, or set HEADSTART_CACHE to a folder that can be written",
+        ) from error
+    return Weights(
+        f"torchvision:{reference}",
+        folder,
+        files,
+        licence=str(weights.meta.get("license", LICENCE)),
+        classes=tuple(weights.meta.get("categories", ())),
+    )
+
+
+def _bring(url: str, path: Path, progress: Progress | None) -> None:
+    """Download a file unless it is there, and hold it against its name.
+
+    Raises:
+        UserError: It cannot be had, or it is another file.
+        OSError: The disk.
+    """
+    if not path.is_file():
+        if os.environ.get("HEADSTART_OFFLINE", "0") not in ("", "0"):
+            raise UserError(
+                "these weights are not in the cache and the network is forbidden",
+                where=str(path),
+                why="HEADSTART_OFFLINE is set",
+                fix="fetch them where there is a network, and put the file there",
+            )
+        try:
+            Http(progress=progress).download(url, path)
+        except SourceError as error:
+            raise UserError(
+                "the weights cannot be fetched",
+                where=url,
+                why=str(error),
+                fix=f"run it again (what has arrived is kept), put the file by hand "
+                f"into {path.parent}, or use an asset: (see `headstart assets`)",
+            ) from error
+    stated = re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)
+    digest = file_sha256(path)
+    if stated and not digest.startswith(stated[1]):
+        path.unlink()
+        raise UserError(
+            f"{path.name} has a wrong hash and was deleted",
+            where=url,
+            why=f"its name states {stated[1]}, the file has {digest}",
+            fix="run it again; if it stays so, the server or what is between is at "
+            "fault",
+        )
+
+
+def _is_detector(model: str) -> bool:
+    from torchvision import models
+
+    return model in models.list_models(module=models.detection)
+
+
+def _renamed(path: Path) -> Path:
+    """The same tensors under the names that torchvision's modules have today.
+
+    Files of detectors are older than their modules, which rename on loading.
+
+    Raises:
+        UserError: The file is no plain pickle of tensors.
+        OSError: The disk.
+    """
+    from safetensors.torch import save_file
+
+    target = path.with_suffix(".safetensors")
+    if target.is_file():
+        return target
+    tensors = read_tensors((path,))
+    names = {name: current_name(name) for name in tensors}
+    if all(old == new for old, new in names.items()):
+        return path
+    draft = target.with_suffix(".part")
+    save_file({names[name]: tensor for name, tensor in tensors.items()}, draft)
+    os.replace(draft, target)
+    return target
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One process at a time fetches into a folder."""
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _find(reference: str) -> tuple[str, Any]:
+    """The model that weights are for, and their entry.
+
+    Raises:
+        UserError: There are none of that name.
+    """
+    known = weight_names()
+    if reference not in known:
+        enumeration, _, _ = reference.partition(".")
+        own = [name for name in known if name.startswith(f"{enumeration}.")]
+        raise UserError(
+            f"torchvision has no weights {reference!r}",
+            where=f"torchvision:{reference}",
+            fix=f"choose {' or '.join(sorted(own))}"
+            if own
+            else nearest(reference, known),
+        )
+    return known[reference]
+
+
+@cache
+def weight_names() -> dict[str, tuple[str, Any]]:
+    """All weights for images: model and entry by the entry's full name."""
+    from torchvision import models
+
+    found: dict[str, tuple[str, Any]] = {}
+    for module in MODULES:
+        place = getattr(models, module) if module else models
+        for model in models.list_models(module=place):
+            enumeration = models.get_model_weights(model)
+            for name, entry in enumeration.__members__.items():
+                found[f"{enumeration.__name__}.{name}"] = (model, entry)
+    return found
+
+
+def _config(model: str, weights: Any) -> dict[str, Any]:
+    """What a backbone must know that these weights are loaded into, JSON-ready."""
+    # A detector's or segmenter's name holds its backbone's.
+    inside = [name for name in catalogue.NETWORKS if name in model]
+    config: dict[str, Any] = {
+        "architecture": max(inside, key=len, default=model),
+        "preprocessing": preprocessing(weights.transforms()),
+        "categories": list(weights.meta.get("categories", ())),
+    }
+    if model in NORM_EPS:
+        config["norm_eps"] = NORM_EPS[model]
+    if model.startswith(("deeplabv3", "fcn")):
+        config["output_stride"] = 16 if "mobilenet" in model else 8
+    elif model.startswith("lraspp"):
+        config["output_stride"] = 16
+    return config
+
+
+def preprocessing(preset: Any) -> dict[str, Any]:
+    """What torchvision's preset does to an image, as data modules take it.
+
+    Detectors' presets change no sizes or colours (the model does, with ImageNet's
+    mean and deviation), so theirs is the usual one.
+    """
+    found = dict(catalogue.IMAGENET)
+    if hasattr(preset, "mean"):
+        found["mean"] = [float(value) for value in preset.mean]
+        found["std"] = [float(value) for value in preset.std]
+        found["interpolation"] = preset.interpolation.value
+        (found["resize"],) = preset.resize_size
+        (found["size"],) = getattr(preset, "crop_size", preset.resize_size)
+        found["antialias"] = bool(getattr(preset, "antialias", True))
+    return found
