@@ -9,6 +9,7 @@ PLUGIN ?= core
 # What `make demo DOMAIN=…` runs: a packaged recipe, with overrides that keep it short.
 DEMO_RECIPE_nlp := nlp/sentiment
 DEMO_ARGS_nlp := train.epochs=1
+DEMO_RECIPE_vision := vision/classify
 DEMO_RECIPE ?= $(DEMO_RECIPE_$(DOMAIN))
 DEMO_ARGS ?= $(DEMO_ARGS_$(DOMAIN))
 
@@ -124,10 +125,10 @@ $(STAMPS)/build: $(STAMPS)/venv constraints.txt
 	$(INSTALL) build
 	@touch $@
 
-$(PEERS)/.stamps/peers: benchmarks/peers.txt constraints.txt core/pyproject.toml plugins/nlp/pyproject.toml
+$(PEERS)/.stamps/peers: benchmarks/peers.txt constraints.txt core/pyproject.toml plugins/nlp/pyproject.toml plugins/vision/pyproject.toml
 	$(MAKE) VENV=$(PEERS) $(PEERS)/.stamps/venv
 	$(PEERS)/bin/python -m pip install --constraint constraints.txt \
-	  --requirement benchmarks/peers.txt -e ./core -e ./plugins/nlp
+	  --requirement benchmarks/peers.txt -e ./core -e ./plugins/nlp -e ./plugins/vision
 	@touch $@
 
 $(STAMPS)/all: $(STAMPS)/venv constraints.txt $(PROJECTS:%=%/pyproject.toml)

@@ -603,3 +603,23 @@ def test_the_head_trains_all_along(
     assert list(drawn[0]) == ["layer0", "layer1", "head"]
     assert drawn[0]["head"] == [(0, 60)]
     assert drawn[0]["layer0"] == [(30, 60)]
+
+
+def test_what_came_of_a_pretrained_head(tmp_path: Path) -> None:
+    transfer = {
+        "reference": "torchvision:X",
+        "loaded": 9,
+        "skipped": [],
+        "reinitialised": [],
+        "parameters": {"total": 3, "frozen": 2, "trainable": 1},
+        "stages": [],
+        "new": [f"head.p{i}" for i in range(5)],
+        "head_loaded": ["rpn.weight", "rpn.bias"],
+        "classes_kept": ["cat"],
+        "classes_new": ["yak", "gnu"],
+    }
+    words = Page(write_report(write_run(tmp_path / "run", transfer=transfer))).words
+    assert "head 2 tensors came with the weights" in words
+    assert "classes kept cat classes new yak, gnu" in words
+    assert "head.p0, head.p1, head.p2 and 2 more, in transfer.json" in words
+    assert "head.p3" not in words

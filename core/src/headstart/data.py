@@ -182,21 +182,24 @@ class DataModule(ABC):
         return str(sample["id"])
 
     def write_predictions(
-        self, folder: Path, predictions: Iterable[tuple[Sample, dict[str, Any]]]
+        self,
+        folder: Path,
+        samples: Sequence[Sample],
+        predictions: Iterable[dict[str, Any]],
     ) -> list[Path]:
         """Predictions as this domain's users want them; by default as JSON lines.
 
         Args:
             folder: An empty one.
-            predictions: Samples of :meth:`from_inputs` and what ``Head.decode`` made
-                of them, in order, computed as they are asked for.
+            samples: What :meth:`from_inputs` gave.
+            predictions: What ``Head.decode`` made of each, computed as it is asked for.
 
         Returns:
             The files that a user would open first.
         """
         path = folder / "predictions.jsonl"
         with path.open("w", encoding="utf-8") as file:
-            for sample, found in predictions:
+            for sample, found in zip(samples, predictions, strict=True):
                 row = {"input": self.input_name(sample), **found}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         return [path]

@@ -117,8 +117,8 @@ class Run:
         self, inputs: Sequence[Any], progress: Counting | None = None
     ) -> Iterator[dict[str, Any]]:
         """As :meth:`predict`, as soon as each batch is done."""
-        data, pairs = self._predictions(inputs, progress)
-        for sample, found in pairs:
+        data, samples, predictions = self._predictions(inputs, progress)
+        for sample, found in zip(samples, predictions, strict=True):
             yield {"input": data.input_name(sample), **found}
 
     def predict_into(
@@ -148,11 +148,11 @@ class Run:
                 why="predictions are written as a whole folder",
                 fix="name a new folder, or a file that ends in .jsonl",
             )
-        data, pairs = self._predictions(inputs, progress)
+        data, samples, predictions = self._predictions(inputs, progress)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             partial.mkdir(parents=True)
-            written = data.write_predictions(partial, pairs)
+            written = data.write_predictions(partial, samples, predictions)
             if target.exists():
                 target.rmdir()
             partial.rename(target)
@@ -166,8 +166,8 @@ class Run:
 
     def _predictions(
         self, inputs: Sequence[Any], progress: Counting | None
-    ) -> tuple[DataModule, Iterator[tuple[Sample, dict[str, Any]]]]:
-        """The data module, and samples of the inputs with their predictions."""
+    ) -> tuple[DataModule, Sequence[Sample], Iterator[dict[str, Any]]]:
+        """The data module, samples of the inputs, and a prediction for each."""
         import numpy as np
         import torch
 
@@ -189,16 +189,16 @@ class Run:
             for start in range(0, len(samples), size)
         ]
 
-        def each() -> Iterator[tuple[Sample, dict[str, Any]]]:
+        def each() -> Iterator[dict[str, Any]]:
             states = forward_batches(model, data, samples, batches, execution)
             for batch, state in zip(batches, states, strict=True):
                 with torch.inference_mode():
                     decoded = model.head.decode(model.head.outputs(state))
-                yield from zip([samples[int(i)] for i in batch], decoded, strict=True)
+                yield from decoded
                 if progress is not None:
                     progress(int(batch[-1]) + 1, len(samples))
 
-        return data, each()
+        return data, samples, each()
 
     def _open(self, recipe: Recipe) -> Model:
         """The kept model on its device, strictly loaded, head included."""

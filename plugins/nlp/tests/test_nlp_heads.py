@@ -17,7 +17,6 @@ from headstart_nlp.heads import (
     build_classifier,
     build_multi_label,
     build_regressor,
-    class_weights,
     sample_targets,
 )
 from headstart_nlp.settings import ClassifierSettings, RegressorSettings
@@ -234,18 +233,6 @@ def test_weight_is_the_number_of_samples() -> None:
     assert regressor().weight(batch(VALUES)) == 4
     head = classifier(class_weights={"neu": 3.0, "pos": 0.5})
     assert head.weight(batch(LABELS)) == 1 + 0.5 + 3 + 0.5
-
-
-def test_class_weights() -> None:
-    labels, counts = ["a", "b"], [30, 10]
-    assert class_weights("none", labels, counts) is None
-    balanced = class_weights("balanced", labels, counts)
-    from sklearn.utils.class_weight import compute_class_weight
-
-    y = np.repeat([0, 1], counts)
-    expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=y)
-    assert balanced is not None
-    np.testing.assert_allclose(balanced.numpy(), expected, rtol=1e-6)
 
 
 def test_class_weights_of_wrong_labels_are_told_together() -> None:

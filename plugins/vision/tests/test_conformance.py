@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import headstart_vision
 import pytest
 
+import headstart_vision
 from headstart.testing import PluginSuite
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from headstart.specs import Feature
 from headstart_vision.heads import (
     build_classifier,
     build_multi_label,
-    class_weights,
     sample_targets,
 )
 from headstart_vision.settings import ImageHeadSettings
@@ -225,18 +224,6 @@ def test_gradient_reaches_every_parameter(
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
-
-
-def test_class_weights() -> None:
-    labels, counts = ["a", "b"], [30, 10]
-    assert class_weights("none", labels, counts) is None
-    balanced = class_weights("balanced", labels, counts)
-    from sklearn.utils.class_weight import compute_class_weight
-
-    y = np.repeat([0, 1], counts)
-    expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=y)
-    assert balanced is not None
-    np.testing.assert_allclose(balanced.numpy(), expected, rtol=1e-6)
 
 
 def test_class_weights_of_wrong_labels_are_told_together() -> None:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.errors import DataError, Fault, UserError, nearest
+from headstart.class_weights import class_weights
+from headstart.errors import DataError, UserError
 from headstart.heads import Head
 
 if TYPE_CHECKING:
@@ -315,49 +316,6 @@ class Regressor(TextHead):
         from headstart.report import sections
 
         return [sections.predicted_against_true(evaluation)]
-
-
-def class_weights(
-    setting: str | Mapping[str, float], labels: Sequence[str], counts: Sequence[int]
-) -> Tensor | None:
-    """A weight per label, (labels); ``None`` when all weigh the same.
-
-    Args:
-        setting: ``none``, ``balanced``, or weights by label, 1 where not named.
-            ``balanced`` gives a label of n samples 1/n of the mean label's weight,
-            scaled so that the weights of a balanced data set are 1.
-        labels: The labels in order.
-        counts: How often each is in train.
-
-    Raises:
-        UserError: A weight of no label, or one that is not above 0.
-    """
-    if setting == "none":
-        return None
-    if isinstance(setting, str):
-        average = sum(counts) / len(counts)
-        return torch.tensor([average / max(count, 1) for count in counts])
-    faults = [
-        Fault(
-            f"no label is called {name!r}",
-            where="head.class_weights",
-            fix=nearest(name, labels),
-        )
-        for name in setting
-        if name not in labels
-    ]
-    faults += [
-        Fault(
-            f"the weight of {name!r} is {weight}",
-            where="head.class_weights",
-            fix="give a number above 0",
-        )
-        for name, weight in setting.items()
-        if not 0 < weight < math.inf
-    ]
-    if faults:
-        raise UserError(*faults)
-    return torch.tensor([float(setting.get(label, 1.0)) for label in labels])
 
 
 def build_classifier(

@@ -106,7 +106,7 @@ def register_heads() -> Sequence[HeadSpec]:
             "faster-rcnn",
             "boxes in two stages, on a feature pyramid (Ren et al. 2015)",
             "detectors:build_faster_rcnn",
-            "DetectorSettings",
+            "RegionSettings",
             _BOXES,
             **_DETECTION,
             tiny={"channels": 16},
@@ -115,7 +115,7 @@ def register_heads() -> Sequence[HeadSpec]:
             "mask-rcnn",
             "boxes with a mask each, in two stages (He et al. 2017)",
             "detectors:build_mask_rcnn",
-            "DetectorSettings",
+            "RegionSettings",
             _INSTANCES,
             **{
                 **_DETECTION,

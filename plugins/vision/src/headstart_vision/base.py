@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from headstart.data import DataModule
 from headstart.errors import DataError, Fault
 from headstart_vision import images, leaks, splits
 from headstart_vision.images import ImageError
-from headstart_vision.inputs import picture_inputs
+from headstart_vision.inputs import PictureModule
 from headstart_vision.paths import missing, shown
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ ASSET = "asset:"
 PATHS = ("path", "validation_path", "test_path")
 
 
-class ImageModule(DataModule):
+class ImageModule(PictureModule):
     """Images on disk with targets; the base of this plugin's data modules.
 
     The test split is taken first and depends on the data, the seed and
@@ -153,17 +152,6 @@ class ImageModule(DataModule):
             name = shown(str(sample.get("path", sample["id"])))
             fix = "it was good when the data was checked; run `headstart check`"
             raise DataError(error.what, where=name, why=error.why, fix=fix) from None
-
-    def from_inputs(self, inputs: Sequence[Any]) -> Sequence[Sample]:
-        """Samples from image files, folders of them, PIL images, arrays and tensors.
-
-        Folders are searched through, in the order of their files' names. Arrays are
-        (height, width) or (height, width, channels), tensors (channels, height, width).
-
-        Raises:
-            DataError: Inputs that are no images; names them all.
-        """
-        return picture_inputs(inputs, self.settings.max_pixels)
 
     def show(self, sample: Sample) -> dict[str, Any]:
         """``image``: its name; ``path``, or a ``thumbnail`` where there is no file."""

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from headstart.specs import Feature
     from headstart.stages import State
-    from headstart_vision.settings import DetectorSettings
+    from headstart_vision.settings import RegionSettings
 
 __all__ = [
     "FasterRcnn",
@@ -57,9 +57,6 @@ __all__ = [
     "build_ssdlite",
     "sample_targets",
 ]
-
-# torchvision's width between a region's features and its scores and box.
-REPRESENTATION = 1024
 
 Detections = list[dict[str, Tensor]]
 
@@ -139,7 +136,7 @@ def _repeatable(device: torch.device) -> Iterator[None]:
 
 
 def build_faster_rcnn(
-    settings: DetectorSettings,
+    settings: RegionSettings,
     features: Mapping[str, Feature],
     task: Mapping[str, Any],
 ) -> FasterRcnn:
@@ -154,7 +151,7 @@ def build_faster_rcnn(
 
 
 def build_mask_rcnn(
-    settings: DetectorSettings,
+    settings: RegionSettings,
     features: Mapping[str, Feature],
     task: Mapping[str, Any],
 ) -> MaskRcnn:
@@ -197,7 +194,7 @@ def sample_targets(task: Mapping[str, Any], batch_size: int) -> State:
 
 
 def _regions(
-    settings: DetectorSettings, features: Mapping[str, Feature], classes: int
+    settings: RegionSettings, features: Mapping[str, Feature], classes: int
 ) -> tuple[dict[str, Any], list[Feature]]:
     """What Faster and Mask R-CNN are made of, and the maps that they read."""
     maps = choose_maps(settings.features, features, finest=4)
@@ -207,14 +204,14 @@ def _regions(
     anchors = make_anchors(settings.anchor_sizes, strides, times=8)
     per_position = anchors.num_anchors_per_location()[0]
     rpn_head = RPNHead(width, per_position, conv_depth=2 if newer else 1)
-    predictor = FastRCNNPredictor(REPRESENTATION, classes)
+    predictor = FastRCNNPredictor(settings.width, classes)
     for layer in (rpn_head, predictor):
         layer.register_forward_hook(to_float32)
     shape = (width, 7, 7)
     if newer:
-        head = FastRCNNConvFCHead(shape, [width] * 4, [REPRESENTATION], norm)
+        head = FastRCNNConvFCHead(shape, [width] * 4, [settings.width], norm)
     else:
-        head = TwoMLPHead(width * 7**2, REPRESENTATION)
+        head = TwoMLPHead(width * 7**2, settings.width)
     parts = {
         "backbone": make_pyramid(maps, width, LastLevelMaxPool(), norm),
         "rpn_anchor_generator": anchors,
@@ -225,11 +222,14 @@ def _regions(
         "box_score_thresh": settings.score_threshold,
         "box_nms_thresh": settings.nms_threshold,
         "box_detections_per_img": settings.detections,
+        "box_batch_size_per_image": settings.sampled,
+        "rpn_post_nms_top_n_train": settings.proposals or 2000,
+        "rpn_post_nms_top_n_test": settings.proposals or 1000,
     }
     return parts, maps
 
 
-def _norm(settings: DetectorSettings) -> type[nn.Module] | None:
+def _norm(settings: RegionSettings) -> type[nn.Module] | None:
     return nn.BatchNorm2d if settings.design == "v2" else None
 
 

@@ -5,19 +5,49 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headstart.data import DataModule
 from headstart.errors import DataError, Fault
 from headstart_vision import images
 from headstart_vision.images import ImageError
 from headstart_vision.paths import expanded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from headstart.data import Sample
+    from headstart_vision.settings import ImageSettings, SceneSettings
+
+
+class PictureModule(DataModule):
+    """What every data module of this plugin does with pictures to predict for."""
+
+    settings: ImageSettings | SceneSettings
+
+    def from_inputs(self, inputs: Sequence[Any]) -> Sequence[Sample]:
+        """Samples from image files, folders of them, Pillow images, arrays and tensors.
+
+        Folders are searched through, in the order of their files' names. Arrays are
+        (height, width) or (height, width, channels), tensors (channels, height, width).
+
+        Raises:
+            DataError: Inputs that are no images; names them all.
+        """
+        return picture_inputs(inputs, self.settings.max_pixels)
+
+    def write_predictions(
+        self,
+        folder: Path,
+        samples: Sequence[Sample],
+        predictions: Iterable[dict[str, Any]],
+    ) -> list[Path]:
+        """COCO's JSON and annotated images, masks, or tables of labels."""
+        from headstart_vision.predictions import write_predictions
+
+        return write_predictions(folder, samples, predictions, self.task)
 
 
 def picture_inputs(inputs: Sequence[Any], limit: int) -> list[Sample]:
-    """Samples from what users pass to ``predict``; see ``ImageModule.from_inputs``.
+    """Samples from what users pass to ``predict``.
 
     Args:
         inputs: Files, folders, Pillow images, arrays and tensors.

@@ -6,9 +6,6 @@ import csv
 import json
 import os
 import re
-import shutil
-import tempfile
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 from PIL import Image
 
-from headstart.errors import DataError, Fault, UserError
+from headstart.errors import DataError, Fault
 from headstart_vision import images, matching
 from headstart_vision.annotations import rle
 from headstart_vision.drawing import (
@@ -24,24 +21,19 @@ from headstart_vision.drawing import (
     class_colours,
     draw_classes,
     draw_detections,
-    draw_tags,
     palette,
-    tag,
 )
 from headstart_vision.pictures import CHECKED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    Progress = Callable[[int, int], None]
-    """Told how many of how many images are done."""
     Pairs = Iterable[tuple[Mapping[str, Any], PurePath, Mapping[str, Any]]]
     """Samples, the names of their PNGs, and their predictions."""
 
 JSON_FILE = "predictions.json"
 CSV_FILE = "predictions.csv"
 MASKS, OVERLAYS = "masks", "overlays"
-STAGING = ".predictions-"
 
 
 def write_predictions(
@@ -49,78 +41,50 @@ def write_predictions(
     samples: Sequence[Mapping[str, Any]],
     predictions: Iterable[Mapping[str, Any]],
     task: Mapping[str, Any],
-    progress: Progress | None = None,
     *,
-    annotate: bool | None = None,
     score: float = matching.SCORE,
 ) -> list[Path]:
-    """Write predictions, one image after the other, all or nothing.
-
-    Everything is made in a hidden folder and moved out of it at the end. Only files of
-    earlier predictions are replaced, and never an input.
+    """Write predictions, one image after the other.
 
     - Detection: ``predictions.json`` in COCO's format (categories from 1 on; each
       annotation has its ``score``), and each image with what was found drawn on it,
       under the image's own name below the inputs' common folder, as PNG.
     - Semantic: ``masks/NAME.png``, with a palette, whose values are the places of the
       task's labels (255: nothing); ``overlays/NAME.png``; ``predictions.json``.
-    - Classification: ``predictions.json`` and ``predictions.csv``; annotated images
-      only when asked for.
+    - Classification: ``predictions.json`` and ``predictions.csv``.
 
     Args:
-        folder: Where to: a new or empty folder, or one with earlier predictions.
+        folder: An empty one.
         samples: What ``from_inputs`` gave: ``path`` or ``array``, and ``id``.
         predictions: What the head's ``decode`` gives for each, in the same order; read
             one at a time.
         task: ``kind`` and ``labels``.
-        progress: Told after each image.
-        annotate: Whether images are drawn; by default for all but classification.
         score: Detections below it are in the JSON file, but not drawn.
 
     Returns:
-        The files, in order.
+        The tables; the images beside them are named there.
 
     Raises:
-        UserError: ``folder`` holds other things, or cannot be written.
         DataError: An image cannot be read any more.
     """
-    folder = Path(folder)
-    if annotate is None:
-        annotate = task["kind"] not in ("single-label", "multi-label")
-    write: Callable[[Path, Pairs, Mapping[str, Any], bool], None] = _write_labels
+    write: Callable[[Path, Pairs, Mapping[str, Any]], None] = _write_labels
     if task["kind"] in ("boxes", "instances"):
         write = partial(_write_detections, score=score)
     elif task["kind"] == "semantic":
         write = _write_classes
-    _refuse_others(folder)
-    names = output_names(samples, folder)
-    pairs = _told(zip(samples, names, predictions, strict=True), len(names), progress)
-    try:
-        with _staging(folder) as fresh:
-            write(fresh, pairs, task, annotate)
-            made = sorted(p.relative_to(fresh) for p in fresh.rglob("*") if p.is_file())
-            for name in made:
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(fresh / name, folder / name)
-    except OSError as error:
-        raise UserError(
-            "the predictions cannot be written",
-            where=str(folder),
-            why=str(error),
-            fix="make room or choose another folder",
-        ) from error
-    return [folder / name for name in made]
+    write(folder, zip(samples, output_names(samples), predictions, strict=True), task)
+    names = (JSON_FILE, CSV_FILE)
+    return [folder / name for name in names if (folder / name).exists()]
 
 
-def output_names(samples: Sequence[Mapping[str, Any]], folder: Path) -> list[PurePath]:
-    """A PNG's name for each sample, no two alike and none an input's own file.
+def output_names(samples: Sequence[Mapping[str, Any]]) -> list[PurePath]:
+    """A PNG's name for each sample, no two alike.
 
     It is the input's path below the inputs' common folder; of those that would share a
     name, the later ones get a number.
     """
     paths = [Path(s["path"]).absolute() for s in samples if "path" in s]
     root = Path(os.path.commonpath([p.parent for p in paths])) if paths else Path()
-    inputs = {_folded(path) for path in paths}
     taken: set[str] = set()
     names: list[PurePath] = []
     for sample in samples:
@@ -132,24 +96,17 @@ def output_names(samples: Sequence[Mapping[str, Any]], folder: Path) -> list[Pur
             )
         first = place = name.with_suffix(".png")
         number = 1
-        while _folded(place) in taken or any(
-            _folded(folder.absolute() / kind / place) in inputs
-            for kind in ("", MASKS, OVERLAYS)
-        ):
+        # As a file system compares names that takes upper for lower case.
+        while str(place).casefold() in taken:
             number += 1
             place = first.with_name(f"{first.stem}-{number}.png")
-        taken.add(_folded(place))
+        taken.add(str(place).casefold())
         names.append(place)
     return names
 
 
-def _folded(path: PurePath) -> str:
-    """A path as a file system compares it that takes upper for lower case."""
-    return str(path).casefold()
-
-
 def _write_detections(
-    folder: Path, pairs: Pairs, task: Mapping[str, Any], annotate: bool, score: float
+    folder: Path, pairs: Pairs, task: Mapping[str, Any], score: float
 ) -> None:
     labels = [str(label) for label in task["labels"]]
     places = {label: place for place, label in enumerate(labels, start=1)}
@@ -161,17 +118,14 @@ def _write_detections(
         for sample, name, prediction in pairs:
             picture = _picture(sample)
             entry = _entry(len(entries) + 1, sample, picture)
-            entries.append(
-                {**entry, "annotated": name.as_posix()} if annotate else entry
-            )
+            entries.append({**entry, "annotated": name.as_posix()})
             for one in prediction["detections"]:
                 count += 1
                 file.write(",\n" if count > 1 else "\n")
                 row = _annotation(one, count, entry["id"], places)
                 json.dump(row, file, ensure_ascii=False)
-            if annotate:
-                sure = [d for d in prediction["detections"] if d["score"] >= score]
-                _save(draw_detections(picture, sure, labels), folder / name)
+            sure = [d for d in prediction["detections"] if d["score"] >= score]
+            _save(draw_detections(picture, sure, labels), folder / name)
         categories = [{"id": i, "name": label} for label, i in places.items()]
         file.write("\n],\n")
         _write_rest(file, {"images": entries, "categories": categories})
@@ -197,9 +151,7 @@ def _annotation(
     return row
 
 
-def _write_classes(
-    folder: Path, pairs: Pairs, task: Mapping[str, Any], annotate: bool
-) -> None:
+def _write_classes(folder: Path, pairs: Pairs, task: Mapping[str, Any]) -> None:
     labels = [str(label) for label in task["labels"]]
     colours = class_colours(len(labels))
     entries: list[dict[str, Any]] = []
@@ -213,9 +165,8 @@ def _write_classes(
         _save(coded, folder / MASKS / name)
         entry = _entry(len(entries) + 1, sample, picture)
         entry["mask"] = (MASKS / name).as_posix()
-        if annotate:
-            _save(draw_classes(picture, mask, labels), folder / OVERLAYS / name)
-            entry["annotated"] = (OVERLAYS / name).as_posix()
+        _save(draw_classes(picture, mask, labels), folder / OVERLAYS / name)
+        entry["annotated"] = (OVERLAYS / name).as_posix()
         entries.append({**entry, "classes": dict(prediction["classes"])})
     categories = [
         {"id": value, "name": label, "colour": colours[value]}
@@ -226,9 +177,7 @@ def _write_classes(
         _write_rest(file, {"images": entries, "categories": categories})
 
 
-def _write_labels(
-    folder: Path, pairs: Pairs, task: Mapping[str, Any], annotate: bool
-) -> None:
+def _write_labels(folder: Path, pairs: Pairs, task: Mapping[str, Any]) -> None:
     labels = [str(label) for label in task["labels"]]
     several = task["kind"] == "multi-label"
     columns = ["image", "labels", *labels] if several else ["image", "label"]
@@ -240,12 +189,9 @@ def _write_labels(
         writer = csv.writer(table)
         writer.writerow(columns)
         file.write('{"images": [')
-        for number, (sample, name, prediction) in enumerate(pairs, start=1):
+        for number, (sample, _, prediction) in enumerate(pairs, start=1):
             title = _title(sample)
             row = {"id": number, "file_name": title, **prediction}
-            if annotate:
-                row["annotated"] = name.as_posix()
-                _save(_labelled(_picture(sample), prediction, labels), folder / name)
             file.write(",\n" if number > 1 else "\n")
             json.dump(row, file, ensure_ascii=False)
             if several:
@@ -256,16 +202,6 @@ def _write_labels(
                 writer.writerow([title, prediction["label"], prediction["probability"]])
         file.write("\n],\n")
         _write_rest(file, {"labels": labels})
-
-
-def _labelled(
-    picture: Image.Image, prediction: Mapping[str, Any], labels: Sequence[str]
-) -> Image.Image:
-    """A copy with its labels and their probabilities in the corner."""
-    colours = dict(zip(labels, class_colours(len(labels)), strict=True))
-    said = prediction.get("labels", [prediction.get("label")])
-    given = prediction["probabilities"]
-    return draw_tags(picture, [(tag(k, given[k]), colours[k]) for k in said])
 
 
 def _entry(
@@ -314,37 +250,3 @@ def _write_rest(file: TextIO, values: Mapping[str, Any]) -> None:
         for key, value in values.items()
     )
     file.write(text + "}\n")
-
-
-def _told(pairs: Iterator[Any], total: int, progress: Progress | None) -> Iterator[Any]:
-    for done, pair in enumerate(pairs, start=1):
-        yield pair
-        if progress:
-            progress(done, total)
-
-
-def _refuse_others(folder: Path) -> None:
-    """Predictions must not be mixed with, or replace, what is not theirs."""
-    if not folder.is_dir() or (folder / JSON_FILE).exists():
-        return
-    if any(not path.name.startswith(STAGING) for path in folder.iterdir()):
-        raise UserError(
-            "the folder for the predictions holds other files",
-            where=str(folder),
-            why="some of them might be replaced",
-            fix="choose a new folder",
-        )
-
-
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A fresh folder on the same disk, gone afterwards."""
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder))
-    try:
-        yield fresh
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if new and not any(folder.iterdir()):
-            folder.rmdir()

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from headstart.data import DataModule
 from headstart.errors import DataError, Fault, nearest
 from headstart_vision import compose, images, scene_targets, splits
 from headstart_vision.augment import IGNORED, augment_masks, augment_objects
 from headstart_vision.base import ASSET, SPLITS, find
 from headstart_vision.garments import FILES, NAMES, locate, read_garments
 from headstart_vision.images import ImageError
-from headstart_vision.inputs import picture_inputs
+from headstart_vision.inputs import PictureModule
 from headstart_vision.paths import image_files, missing, shown
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ LONGEST = 2
 KEYS = ("objects", "backgrounds")
 
 
-class SceneData(DataModule):
+class SceneData(PictureModule):
     """Composited scenes with boxes, masks or a class per pixel.
 
     A scene is a function of (seed, split, number) and of the photographs and garments;
@@ -277,14 +276,6 @@ class SceneData(DataModule):
         """Flip, scale, shift and recolour, targets moved along."""
         change = augment_masks if self.settings.kind == "semantic" else augment_objects
         return change(batch, self.settings.augmentation, generator)
-
-    def from_inputs(self, inputs: Sequence[Any]) -> Sequence[Sample]:
-        """Samples from a user's photographs, not composited: files, folders, arrays.
-
-        Raises:
-            DataError: Inputs that are no images; names them all.
-        """
-        return picture_inputs(inputs, self.settings.max_pixels)
 
     def show(self, sample: Sample) -> dict[str, Any]:
         """``image``, with its photograph and objects for a scene, and a thumbnail."""

@@ -122,6 +122,18 @@ class DetectorSettings(BoxHeadSettings):
     every single side)."""
 
 
+class RegionSettings(DetectorSettings):
+    """``[head]`` of Faster and Mask R-CNN; smaller numbers suit small images."""
+
+    proposals: Positive | None = None
+    """Most regions that are proposed in one image; ``None`` takes torchvision's, 2000
+    in training and 1000 otherwise."""
+    sampled: Positive = 512
+    """Regions of each image that the loss of classes and boxes is taken over."""
+    width: Positive = 1024
+    """Width of the layers between a region and its class."""
+
+
 class SegmenterSettings(HeadSettings):
     """``[head]`` of semantic segmentation."""
 
