@@ -49,7 +49,10 @@ def watch(hashes: list[list[str]], replicas: list[Model]) -> None:
 
 
 def arm(kind: str, step: int) -> None:
-    """Let something happen to this rank in a training step."""
+    """Let something happen to this rank in a training step.
+
+    ``room`` leaves memory for so many samples at a time, in all steps.
+    """
     forward, steps = Model.forward, [0]
 
     def faulty(model: Model, state: Any) -> Any:
@@ -58,6 +61,10 @@ def arm(kind: str, step: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         if steps[0] == step and kind == "error":
             raise DataError("this sample is beyond reading", where="reviews.csv, row 7")
+        if steps[0] == step and kind == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        if kind == "room" and model.training and len(state["labels"]) > step:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
         return forward(model, state)
 
     Model.forward = faulty  # type: ignore[method-assign]

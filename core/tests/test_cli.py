@@ -25,6 +25,7 @@ from headstart.assets import Asset, AssetFile
 from headstart.cli import commands
 from headstart.doctor import Examined
 from headstart.errors import DataError, Fault, HeadstartError
+from headstart.listing import prediction_row
 from headstart.plugins import GROUP, load_plugins
 from headstart.testing.toy import data as toy_data
 
@@ -210,6 +211,40 @@ def test_predict_prints_json_lines_into_a_pipe(trained: Path) -> None:
     for arguments in ((), ("--json",)):
         shown = done("predict", trained, *POINTS, *arguments)
         assert [json.loads(line) for line in shown.splitlines()] == expected
+
+
+@pytest.mark.parametrize(
+    ("result", "row"),
+    [
+        (
+            {"input": "a", "label": "cat", "probability": 0.91234, "all": {"cat": 0.9}},
+            {"label": "cat", "probability": "0.912", "input": "a"},
+        ),
+        (
+            {
+                "input": "a.jpg",
+                "found": [
+                    {
+                        "label": "cat",
+                        "score": 0.9,
+                        "box": [1.0, 2.0],
+                        "mask": {"n": "x"},
+                    },
+                    *[{"label": "dog", "score": 0.5, "box": [1.0, 2.0]}] * 4,
+                ],
+            },
+            {"found": "cat 0.900, dog 0.500, dog 0.500 and 2 more", "input": "a.jpg"},
+        ),
+        ({"input": "a", "labels": []}, {"labels": "–", "input": "a"}),
+        (
+            {"input": "a", "classes": {"road": 0.2, "sky": 0.8}, "masks": {"sky": {}}},
+            {"classes": "sky 0.800, road 0.200", "input": "a"},
+        ),
+    ],
+)
+def test_prediction_rows_are_short(result: dict[str, Any], row: dict[str, str]) -> None:
+    assert prediction_row(result) == row
+    assert list(prediction_row(result))[-1] == "input"
 
 
 @pytest.mark.parametrize("arguments", [(), ("-",)])

@@ -30,7 +30,7 @@ TORCHRUN = [
     *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"),
     *("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
 ]
-# 25 samples train: the last batch of an epoch has one, fewer than there are ranks.
+# 25 samples train: batches of 8, 8, 4 and 5, of which ranks get unequal shares.
 TEXTS = {"data.validation_size": 7, "data.test_size": 8, "train.epochs": 3}
 RUNS: dict[str, dict[str, Any]] = {
     "global": {},
@@ -253,6 +253,50 @@ def test_an_error_on_one_rank_ends_all(recipe: Path, tmp_path: Path) -> None:
     assert process.returncode != 0
     assert "reviews.csv, row 7: this sample is beyond reading" in errors
     assert headstart.Run(folder).summary["status"] == "failed"
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_rank_out_of_memory_ends_all_and_they_go_on_in_smaller_parts(
+    two_ranks: Path, recipe: Path, tmp_path: Path, parallel: str
+) -> None:
+    folder = tmp_path / "run"
+    settings = {**TEXTS, "train.checkpoint_every": 3, "train.parallel": parallel}
+    values = [f"{key}={value}" for key, value in settings.items()]
+    command = ["run", str(recipe), "--quiet", "--folder", str(folder), *values]
+    process = start(tmp_path, {"command": command, "fault": ["memory", 6]})
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        end(process)
+    assert process.returncode != 0
+    assert "step 6: rank 1 of 2 ran out of memory" in errors
+    assert "train.accumulate=2" in errors
+    assert headstart.Run(folder).summary["status"] == "failed"
+    # Two parts on one rank are what one part was on each of two.
+    done = headstart.resume(folder, {"train.accumulate": 2})
+    assert (done.summary["status"], done.summary["accumulate"]) == ("done", 2)
+    undisturbed = two_ranks / {"ddp": "global", "fsdp": "sharded"}[parallel]
+    expected, found = events(undisturbed, "train"), events(folder, "train")
+    assert len(found) == len(expected) == 12
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-6)
+
+
+def test_the_probe_asks_all_ranks(recipe: Path, tmp_path: Path) -> None:
+    """Rank 1 alone has room for no more than one sample, of four."""
+    folder = tmp_path / "run"
+    settings = {**TEXTS, "train.epochs": 1, "train.micro_batch": "auto"}
+    values = [f"{key}={value}" for key, value in settings.items()]
+    command = ["run", str(recipe), "--quiet", "--folder", str(folder), *values]
+    process = start(tmp_path, {"command": command, "fault": ["room", 1]})
+    try:
+        _, errors = process.communicate(timeout=120)
+    finally:
+        end(process)
+    assert process.returncode == 0, errors
+    assert headstart.Run(folder).summary["accumulate"] == 4
+    cut = [(event["step"], event["accumulate"]) for event in events(folder, "memory")]
+    assert cut == [(0, 2), (0, 4)]
 
 
 def test_a_killed_rank_is_restarted_and_ends_with_the_same_bits(

@@ -14,6 +14,7 @@ import headstart
 from headstart.callbacks import Callback
 from headstart.checkpoint import newest_checkpoint, write_checkpoint
 from headstart.errors import HeadstartError
+from headstart.execution import Execution
 from headstart.testing.toy import backbones, data, heads
 
 if TYPE_CHECKING:
@@ -171,6 +172,18 @@ def test_the_choice_is_kept_on_resume(
     assert records(folder, "memory") == records(whole.folder, "memory")
 
 
+def test_parts_may_rise_on_resume_and_not_fall(tmp_path: Path) -> None:
+    folder, two = tmp_path / "run", {**SETTINGS, "train.accumulate": 2}
+    with pytest.raises(KilledError):
+        headstart.run("toy/ring", two, folder=folder, callbacks=[Watch(7)])
+    with pytest.raises(HeadstartError, match="cannot change from 2 to 1"):
+        headstart.resume(folder, {"train.accumulate": 1})
+    watch = Watch()
+    done = headstart.resume(folder, {"train.accumulate": 4}, callbacks=[watch])
+    assert done.summary["accumulate"] == 4
+    assert any("accumulate is 4, before it was 2" in text for text in watch.told)
+
+
 def test_the_weighting_of_uneven_parts_is_exact(
     room: Callable[..., None], exact: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -257,6 +270,34 @@ def test_no_room_for_the_optimizer_is_no_second_gradient(
     monkeypatch.setattr(torch.optim.AdamW, "step", never)
     with pytest.raises(HeadstartError, match="does not fit"):
         headstart.run("toy/ring", exact, folder=tmp_path / "never")
+
+
+def test_no_room_for_the_next_batch_does_not_touch_the_step_that_was_done(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its BatchNorm statistics stay, also when the batch after it cannot be moved."""
+    move, watch, failed = Execution.move, Watch(), []
+
+    def once(self: Execution, state: State) -> State:
+        if watch.step == 4 and not failed:
+            failed.append(watch.step)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return move(self, state)
+
+    monkeypatch.setattr(Execution, "move", once)
+    cut = headstart.run(
+        "toy/ring", SETTINGS, folder=tmp_path / "cut", callbacks=[watch]
+    )
+    assert [r["step"] for r in records(cut.folder, "memory")] == failed == [4]
+    # On purpose: the first four steps whole, from there on in two parts.
+    stopped = tmp_path / "on purpose"
+    often = {**SETTINGS, "train.checkpoint_every": 4}
+    with pytest.raises(KilledError):
+        headstart.run("toy/ring", often, folder=stopped, callbacks=[Watch(kill_at=5)])
+    on_purpose = headstart.resume(stopped, {"train.accumulate": 2})
+    last = [name for name in files(cut) if name.startswith("step-000009/model")]
+    assert len(last) == 1
+    assert {n: files(cut)[n] for n in last} == {n: files(on_purpose)[n] for n in last}
 
 
 def test_no_room_for_a_validation_is_an_error_of_its_own(

@@ -141,6 +141,21 @@ def test_a_part_of_another_shape_stays_new_and_is_named(tmp_path: Path) -> None:
     assert why == "the head wants another shape: (4, 4), not (5, 4)"
 
 
+def test_another_kind_of_head_under_our_names_is_no_misfit(tmp_path: Path) -> None:
+    tensors = backbone().upstream_state_dict()
+    tensors |= {"rpn.weight": torch.ones(9, 9), "rpn.scale": torch.ones(9)}
+    save_file(
+        {k: v.detach().clone() for k, v in tensors.items()}, tmp_path / "w.safetensors"
+    )
+    weights = Weights("file:w", None, (tmp_path / "w.safetensors",))
+    report, _ = loaded(Detector(["dog"]), weights, ["dog"])
+    assert report.skipped == (
+        ("rpn.weight", "pretraining head"),
+        ("rpn.scale", "pretraining head"),
+    )
+    assert not report.head_loaded
+
+
 def test_damaged_values_of_a_head_load_nothing(tmp_path: Path) -> None:
     weights = published(tmp_path)
     tensors = {k: v.clone() for k, v in weights.tensors().items()}

@@ -251,6 +251,30 @@ def test_override_inside_a_table(others: Any) -> None:
     }
 
 
+def test_another_piece_leaves_the_keys_of_the_recipes_own_behind(
+    toys: Any, known: Registry
+) -> None:
+    with pytest.raises(HeadstartError) as error:
+        toys("data.name=other/folder", "data.noise=0.5")
+    # Given for the new piece, this one is a mistake; the recipe's own are not.
+    texts = [str(fault) for fault in error.value.faults]
+    assert any("data.noise: unknown key" in text for text in texts)
+    tables: dict[str, Any] = {
+        "backbone": {"name": "toy/network", "width": 4, "widht": 4},
+        "head": {"name": "other/masks"},
+        "data": {"name": "other/folder"},
+    }
+    with pytest.raises(HeadstartError) as error:
+        build_recipe(
+            tables,
+            parse_overrides(["backbone.name=other/images"]),
+            origin="other.toml",
+            registry=known,
+        )
+    (fault,) = error.value.faults
+    assert "backbone.widht: unknown key" in str(fault)
+
+
 def test_overrides_change_nobody_elses_tables(known: Registry) -> None:
     config = {"layers": 2}
     tables = {**OTHER, "backbone": {"name": "other/images", "config": {"a": 1}}}

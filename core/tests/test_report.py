@@ -469,6 +469,15 @@ def judged(
     return verdict(summary, {})
 
 
+@pytest.mark.parametrize(
+    ("on", "key"), [(True, "scratch_control"), (False, "baselines")]
+)
+def test_verdict_without_a_baseline_says_what_to_turn_on(on: bool, key: str) -> None:
+    summary = {"metrics": {"map": 0.5}, "goals": {"map": "max"}, "baselines": []}
+    found = verdict(summary, {"report": {"baselines": on}})
+    assert found.sentence.endswith(f"nothing to compare it with: turn on report.{key}.")
+
+
 def test_verdict_paid() -> None:
     found = judged(0.87, tfidf=0.81, scratch=0.7)
     assert found.answer == "yes"
@@ -533,6 +542,27 @@ def test_verdict_a_baseline_that_wins_on_another_metric_is_not_hidden() -> None:
     assert found.answer == "yes"
     assert found.warnings == (
         "A simple baseline is better on mcc: tf-idf reaches 0.300, this run 0.200.",
+    )
+
+
+def test_verdict_names_all_metrics_that_a_baseline_wins_in_one_sentence() -> None:
+    summary = {
+        "metrics": {"accuracy": 0.9, "f1": 0.4, "mcc": 0.2},
+        "goals": {"accuracy": "max", "f1": "max", "mcc": "max"},
+        "baselines": [
+            {"name": "tf-idf", "metrics": {"accuracy": 0.95, "f1": 0.5, "mcc": 0.3}},
+            {"name": "majority", "metrics": {"accuracy": 0.5, "f1": 0.1, "mcc": 0.0}},
+        ],
+    }
+    assert verdict(summary, {}).warnings == (
+        "A simple baseline is better on accuracy, f1 and mcc: tf-idf reaches 0.950, "
+        "0.500 and 0.300, this run 0.900, 0.400 and 0.200.",
+    )
+    summary["scratch"] = {"metrics": {"accuracy": 0.91, "f1": 0.1, "mcc": 0.6}}
+    assert verdict(summary, {}).warnings == (
+        "A simple baseline or the control is better on accuracy, f1 and mcc: tf-idf "
+        "reaches 0.950, tf-idf reaches 0.500 and random weights reaches 0.600, this "
+        "run 0.900, 0.400 and 0.200.",
     )
 
 

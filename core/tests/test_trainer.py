@@ -80,7 +80,7 @@ class Scripted:
 
 def scripted(trainer: Trainer, key: str, *values: float) -> Trainer:
     rows = [{"accuracy": 0.5, key: value} for value in values]
-    trainer.metrics = Scripted(*rows)  # type: ignore[assignment]
+    trainer.validation.metrics = Scripted(*rows)  # type: ignore[assignment]
     return trainer
 
 
@@ -272,7 +272,7 @@ def test_moving_average_equals_one_by_hand(toy_trainer: Build, tmp_path: Path) -
             seen.append(copy.deepcopy(trainer.evaluated.state_dict()))
             super().update(outputs)
 
-    trainer.metrics = Watched(
+    trainer.validation.metrics = Watched(
         trainer.recipe.metric_specs, trainer.data.task, torch.device("cpu")
     )
     trainer.fit()
@@ -614,19 +614,3 @@ def test_evaluation_equals_a_plain_loop(toy_parts: Callable[..., Any]) -> None:
                 atol=1e-6,
             )
             assert model.training, "the mode is put back"
-
-
-def test_callbacks_end_whatever_happens(toy_trainer: Build) -> None:
-    class Ends(Callback):
-        ended = 0
-
-        def on_step(self, step: int) -> None:
-            raise RuntimeError("no more")
-
-        def on_end(self) -> None:
-            self.ended += 1
-
-    ends = Ends()
-    with pytest.raises(RuntimeError, match="no more"):
-        toy_trainer(SMALL, [ends]).fit()
-    assert ends.ended == 1

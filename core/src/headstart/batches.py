@@ -50,6 +50,7 @@ class BatchParts:
         train = recipe.train
         self.samples = data.samples("train")
         self.sizes = data.sizes("train")
+        self.batch_size = train.batch_size
         self._train = train
         self._world = world
         self.accumulate = train.accumulate
@@ -66,8 +67,19 @@ class BatchParts:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def batch(self, epoch: int, position: int) -> np.ndarray:
-        """Indices of the samples of one batch, over all ranks."""
+    @property
+    def cut(self) -> int:
+        """Parts into which a batch is cut, over all ranks."""
+        return self._world.size * self.accumulate
+
+    @property
+    def shortest(self) -> int:
+        """Samples in the shortest batch of an epoch; the same in all epochs."""
+        return min(map(len, self._batches(0)))
+
+    def batch(self, step: int) -> np.ndarray:
+        """Indices of the samples of a step's batch, over all ranks."""
+        epoch, position = divmod(step, self.steps_per_epoch)
         return self._batches(epoch)[position]
 
     def parts(self, batch: np.ndarray) -> list[Part]:
@@ -75,10 +87,10 @@ class BatchParts:
 
         Sharded models exchange parameters in every part, so all must keep step.
         """
-        size = self._world.size
-        if size * self.accumulate == 1:
+        if self.cut == 1:
             return [Part(0, batch)]
-        pieces = np.array_split(batch, size * self.accumulate)
+        size = self._world.size
+        pieces = np.array_split(batch, self.cut)
         mine = [
             Part(number, piece)
             for number, piece in enumerate(pieces)
@@ -89,7 +101,7 @@ class BatchParts:
 
     def largest(self) -> np.ndarray:
         """The batch that takes most memory: the largest samples together."""
-        count = self._train.batch_size
+        count = self.batch_size
         if self.sizes is None:
             return np.arange(min(count, len(self.samples)))
         return np.argsort(-self.sizes, kind="stable")[:count]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from headstart.errors import UserError
+from headstart.errors import HeadstartError, UserError
 from headstart.files import write_text
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
 
     from headstart.assembly import Assembly
     from headstart.recipe import Recipe
@@ -43,7 +46,30 @@ class Callback:
         """Something that the user should know now."""
 
     def on_end(self) -> None:
-        """After the last step, also when training was stopped or failed."""
+        """Once, after the last step, or when the run was stopped or failed before."""
+
+
+class Watchers(list[Callback]):
+    """The callbacks of one run. Within it they are ended once, however the run goes."""
+
+    def __enter__(self) -> Watchers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Why the run failed is what counts, not who could not end well after it.
+        with suppress(Exception) if error else nullcontext():
+            self.end()
+
+    def end(self) -> None:
+        """End all that are left, each also when another one fails; none is left."""
+        with ExitStack() as ends:
+            while self:
+                ends.callback(self.pop().on_end)
 
 
 class MetricsLog(Callback):
@@ -52,20 +78,43 @@ class MetricsLog(Callback):
     Args:
         path: The log; what it holds of steps after ``step`` is taken back first.
         step: Where training goes on.
+
+    Raises:
+        HeadstartError: The disk is full or cannot be written, here or at a record.
     """
 
     def __init__(self, path: Path, step: int = 0) -> None:
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _upto(line, step)]
-            write_text(path, "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        try:
+            if path.exists():
+                lines = path.read_text(encoding="utf-8").splitlines()
+                kept = [line for line in lines if _upto(line, step)]
+                write_text(path, "".join(f"{line}\n" for line in kept))
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def on_record(self, record: Record) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def on_end(self) -> None:
-        self._file.close()
+        # It would try once more to write the line that failed, which was told.
+        with suppress(OSError):
+            self._file.close()
+
+    def _unwritable(self, error: OSError) -> HeadstartError:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return HeadstartError(
+            "the disk is full" if full else "the metrics log cannot be written",
+            where=str(self._path),
+            why=str(error),
+            fix="make room, then go on from the last checkpoint, which is whole, with "
+            f"`headstart resume {self._path.parent}`",
+        )
 
 
 def _upto(line: str, step: int) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from headstart.assembly import Assembly
-    from headstart.callbacks import Callback
+    from headstart.callbacks import Callback, Watchers
     from headstart.checkpoint import Checkpoint
     from headstart.distributed import World
     from headstart.fetch.http import Progress
@@ -44,7 +44,10 @@ CHANGEABLE = (
     "cache.disk_gb",
     "data.workers",
 )
-"""What may change on resuming: nothing that a step's numbers depend on."""
+"""What may change on resuming: nothing that a step's numbers depend on.
+
+``train.accumulate`` may rise as well, as it does by itself when the device is full.
+"""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def run(
     checked = load_recipe(recipe, overrides, registry=registry)
 
     from headstart.assembly import assemble
-    from headstart.callbacks import TensorBoardLog
+    from headstart.callbacks import TensorBoardLog, Watchers
     from headstart.distributed import join_world
     from headstart.run_folder import create_run_folder
     from headstart.training_setup import plan_training
@@ -98,13 +101,17 @@ def run(
     # The data module may have completed its settings, e.g. with an asset's own.
     checked = replace(checked, data=assembly.data.settings)
     plan = plan_training(checked, assembly, world)
-    watchers = [*callbacks, *registry.callbacks(checked)] if world.main else []
-    target = None
-    if world.main:
-        target = create_run_folder(folder, checked, registry, assembly)
-    target = world.share(target)
-    assert target is not None
-    return _carry_out(checked, assembly, plan, target, watchers, world, began, _Start())
+    with Watchers(callbacks if world.main else ()) as watchers:
+        target = None
+        if world.main:
+            watchers.extend(registry.callbacks(checked))
+            target = create_run_folder(folder, checked, registry, assembly)
+        target = world.share(target)
+        assert target is not None
+        start = _Start()
+        return _carry_out(
+            checked, assembly, plan, target, watchers, world, began, start
+        )
 
 
 def _started_again() -> bool:
@@ -149,6 +156,7 @@ def resume(
     environment = _environment(opened)
 
     from headstart.assembly import assemble
+    from headstart.callbacks import Watchers
     from headstart.distributed import join_world
     from headstart.files import write_text
     from headstart.run_folder import ARCHITECTURE
@@ -167,6 +175,13 @@ def resume(
             f"trained on {ranks} ranks before, now on {world.size}: the order of "
             "samples is the same, the numbers agree to rounding only"
         )
+    parts = start.checkpoint.state()["accumulate"] if start.checkpoint else 0
+    if 0 < parts < checked.train.accumulate:
+        messages.append(
+            f"from here on train.accumulate is {checked.train.accumulate}, before it "
+            f"was {parts}: the numbers agree to rounding only, and BatchNorm that "
+            "trains sees smaller parts"
+        )
     if start.checkpoint and start.checkpoint.step >= plan.total:
         finished = opened.summary.get("status") in ("done", "stopped early")
         if finished and not overrides:
@@ -176,13 +191,14 @@ def resume(
                 why=f"all {plan.total} steps are done",
                 fix=f"to train longer: train.epochs={2 * checked.train.epochs:g}",
             )
-    watchers = [*callbacks, *registry.callbacks(checked)] if world.main else []
-    if world.main:
-        write_text(opened.folder / "recipe.toml", checked.to_toml())
     start = replace(start, messages=tuple(messages))
-    return _carry_out(
-        checked, assembly, plan, opened.folder, watchers, world, began, start
-    )
+    with Watchers(callbacks if world.main else ()) as watchers:
+        if world.main:
+            watchers.extend(registry.callbacks(checked))
+            write_text(opened.folder / "recipe.toml", checked.to_toml())
+        return _carry_out(
+            checked, assembly, plan, opened.folder, watchers, world, began, start
+        )
 
 
 def _carry_out(
@@ -190,7 +206,7 @@ def _carry_out(
     assembly: Assembly,
     plan: Plan,
     folder: Path,
-    watchers: list[Callback],
+    watchers: Watchers,
     world: World,
     began: float,
     start: _Start,
@@ -230,7 +246,7 @@ def _train(
     assembly: Assembly,
     plan: Plan,
     folder: Path,
-    watchers: Sequence[Callback],
+    watchers: Watchers,
     world: World,
     began: float,
     start: _Start,
@@ -239,6 +255,7 @@ def _train(
     from headstart.assembly import complete_transfer
     from headstart.checkpoint import open_checkpoint
     from headstart.clock import Clock
+    from headstart.costs import costs
     from headstart.distributed import load_whole
     from headstart.judgement import judge
     from headstart.run_folder import write_json
@@ -263,6 +280,7 @@ def _train(
         start.checkpoint,
     )
     status = trainer.fit()
+    watchers.end()
     progress = trainer.progress
     summary: dict[str, Any] = {
         "status": status,
@@ -287,7 +305,8 @@ def _train(
         checkpoint, _ = open_checkpoint(folder / "checkpoints")
         load_whole(assembly.model, checkpoint.kept_model())
         summary |= judge(recipe, assembly, plan, clock, folder, world)
-    return summary | trainer.costs()
+    device, unit = assembly.execution.device, assembly.data.size_unit
+    return summary | costs(clock, trainer.batches, trainer.train_seconds, unit, device)
 
 
 def _latest(checkpoints: Path) -> _Start:
@@ -322,7 +341,9 @@ def _refuse_changes(before: Recipe, after: Recipe, origin: str) -> None:
             fix="resume without it, or start a new run with it",
         )
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in CHANGEABLE
+        if old.get(key) != new.get(key)
+        and key not in CHANGEABLE
+        and not (key == "train.accumulate" and new[key] > old[key])
     ]
     if faults:
         raise UserError(*faults)

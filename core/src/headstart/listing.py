@@ -27,6 +27,8 @@ SPECS = {
 }
 """What `show` calls a spec, and the registry's table of it."""
 UNWRAPPED = 100_000
+SHOWN = 3
+"""Of a list in a table's cell."""
 
 
 def terminal_width() -> int:
@@ -167,16 +169,37 @@ def _counted(kind: str, count: int) -> str:
 def prediction_row(result: Mapping[str, Any]) -> dict[str, str]:
     """The short values of a prediction, for a table, what it is for last."""
     row = {
-        key: f"{value:.3f}"
-        if isinstance(value, float)
-        else ", ".join(map(str, value))
-        if isinstance(value, list)
-        else str(value)
+        key: _cell(value)
         for key, value in result.items()
         if not isinstance(value, dict)
     }
     name = row.pop("input")
+    if not row:
+        # Tables are left out beside a result; here they are the result.
+        row = {key: cell for key in result if (cell := _shares(result[key]))}
     return {**row, "input": name}
+
+
+def _cell(value: Any) -> str:
+    """A value in few characters; of a list's objects their names and numbers."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    if isinstance(value, dict):
+        return " ".join(_cell(v) for v in value.values() if isinstance(v, str | float))
+    if not isinstance(value, list):
+        return str(value)
+    cells = ", ".join(_cell(item) for item in value[:SHOWN])
+    return f"{cells} and {len(value) - SHOWN} more" if value[SHOWN:] else cells or "–"
+
+
+def _shares(value: Any) -> str:
+    """The largest numbers of a table; empty for what is no table of numbers."""
+    if not isinstance(value, dict) or not all(
+        isinstance(number, float) for number in value.values()
+    ):
+        return ""
+    best = sorted(value.items(), key=lambda entry: -entry[1])
+    return _cell([{"name": name, "share": number} for name, number in best])
 
 
 def recipe_text(registry: Registry, name: str) -> str:

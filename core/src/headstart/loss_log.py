@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from headstart.errors import HeadstartError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from headstart.distributed import World
     from headstart.progress import Progress
 
@@ -49,3 +53,16 @@ class LossLog:
         finite = [loss for loss in self._progress.pending if math.isfinite(loss)]
         self._progress.pending.clear()
         return sum(finite) / len(finite) if finite else None
+
+
+def too_many_bad_steps(
+    count: int, step: int, samples: Iterable[str], checkpoint: str
+) -> HeadstartError:
+    """Names the batch of the last bad step, and the checkpoint to go back to."""
+    return HeadstartError(
+        f"{count} steps had a loss or gradient that is not finite",
+        where=f"step {step + 1}, samples {', '.join(samples)}",
+        why="the numbers ran away; those steps were left out, yet they come again",
+        fix="look at these samples, lower train.learning_rate, or keep train.clip on; "
+        f"the last good checkpoint: {checkpoint or 'none yet'}",
+    )

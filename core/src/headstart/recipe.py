@@ -191,6 +191,12 @@ def build_recipe(
             models[section] = resolve(specs[section].settings)
         except HeadstartError as error:
             faults.take(error, f"{section}.name", name)
+            continue
+        own = tables.get(section, {}).get("name", name)
+        if own != name:
+            for key in _left_behind(own, lookup, models[section]):
+                if f"{section}.{key}" not in overrides:
+                    merged[section].pop(key, None)
     for key, where in unknown.items():
         faults.found.append(
             Fault(f"unknown key {key!r}", where, fix=_hint(key, models))
@@ -226,6 +232,21 @@ def build_recipe(
         **{f"{section}_spec": spec for section, spec in specs.items()},
         metric_specs=metric_specs,
     )
+
+
+def _left_behind(
+    name: Any, lookup: Callable[[str], Any], model: type[Settings]
+) -> set[str]:
+    """Keys of the piece that a recipe names which the one in its stead has not.
+
+    A recipe speaks to its own piece: with another one such keys mean nothing, while
+    those that neither has are mistakes all the same.
+    """
+    try:
+        own: type[Settings] = resolve(lookup(name).settings)
+    except (HeadstartError, TypeError):
+        return set()
+    return {*own.model_fields} - {*model.model_fields}
 
 
 def _kind(

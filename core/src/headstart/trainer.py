@@ -5,37 +5,26 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
+from headstart.batch_norm import explained
 from headstart.batches import BatchParts
-from headstart.buffers import MovingBuffers
-from headstart.checkpoint import mark_best, prune, put_best_back, write_checkpoint
-from headstart.clock import bottleneck
-from headstart.distributed import World, load_whole, replicate, shard, whole
-from headstart.environment import peak_memory_bytes
-from headstart.errors import HeadstartError, UserError
-from headstart.evaluate import MetricSet, evaluate
+from headstart.distributed import World, replicate, shard
 from headstart.interruption import Interruption
-from headstart.loss_log import LossLog
-from headstart.memory import fits, more_parts, single_sample_too_large
-from headstart.optim import (
-    build_optimizer,
-    optimizer_tensors,
-    restore_optimizer,
-    set_learning_rates,
-    start_momentum,
-)
+from headstart.keeping import Keeper
+from headstart.loss_log import LossLog, too_many_bad_steps
+from headstart.memory import fits, more_parts, refuse_more_parts
 from headstart.prefetch import prefetch
 from headstart.prefix_cache import PrefixCache, PrefixCaches
 from headstart.progress import Progress
 from headstart.recipe import short_name
 from headstart.schedule import learning_rate_factor
+from headstart.update import Update
+from headstart.validation import Validation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,15 +36,13 @@ if TYPE_CHECKING:
     from headstart.checkpoint import Checkpoint
     from headstart.clock import Clock
     from headstart.data import DataModule
+    from headstart.evaluate import MetricSet
     from headstart.execution import Execution
     from headstart.model import Model
     from headstart.recipe import Recipe
     from headstart.specs import Goal
     from headstart.stages import State
     from headstart.strategy import Plan
-
-
-Tensors: TypeAlias = "tuple[torch.Tensor, ...] | list[torch.Tensor]"
 
 
 class Trainer:
@@ -70,7 +57,7 @@ class Trainer:
         metrics: Measured on validation.
         learning_rate: Base learning rate (the recipe's, or the range test's).
         clock: Where the time is booked.
-        callbacks: Watchers; only the main rank has any.
+        callbacks: Watchers; only the main rank has any. Whoever made them ends them.
         checkpoints: Folder to save to; ``None`` saves nothing.
         world: The ranks that train together.
     """
@@ -95,11 +82,9 @@ class Trainer:
         self.recipe = recipe
         self.plan = plan
         self.execution = execution
-        self.metrics = metrics
         self.goals: dict[str, Goal] = {"loss": "min"}
         self.goals |= {short_name(s.name): s.goal for s in recipe.metric_specs}
         self.callbacks = callbacks
-        self.checkpoints = checkpoints
         self.clock = clock
         self.world = world or World()
         self.progress = Progress(
@@ -107,13 +92,16 @@ class Trainer:
         )
         self.losses = LossLog(self.progress, self.world)
         self.batches = BatchParts(data, recipe, self.world)
+        self.validation = Validation(
+            data, recipe, execution, metrics, self.world, self.batches.steps_per_epoch
+        )
         self._sharded = self.world.size > 1 and recipe.train.parallel == "fsdp"
         if self._sharded:
             shard(model)
-        self.optimizer = build_optimizer(model, recipe.train, plan, learning_rate)
-        self.average: AveragedModel | None = None
-        if recipe.train.ema:
-            self.average = AveragedModel(model, multi_avg_fn=self._average)
+        self.update = Update(model, recipe.train, plan, learning_rate, self.world)
+        self.keeper = Keeper(
+            checkpoints, recipe.train.keep_checkpoints, model, self.update, self.world
+        )
         self.caches = PrefixCaches(
             model,
             data,
@@ -130,25 +118,17 @@ class Trainer:
         )
         self.train_seconds = 0.0
         self._engine: nn.Module = model
-        self._training: list[nn.Parameter] = []
-        self._buffers = MovingBuffers(())
         self._train_cache: PrefixCache | None = None
         self._validation_cache: PrefixCache | None = None
         self._generator = torch.Generator(execution.device)
-        self._norm = torch.zeros((), device=execution.device)
-        self._taken = torch.ones((), device=execution.device)
-        self._factor = 0.0
         self._interruption = Interruption()
-        self._last_checkpoint = ""
         self._stop = ""
         self._started = time.perf_counter()
 
     @property
     def evaluated(self) -> Model:
         """The model that is validated and kept: the moving average if there is one."""
-        if self.average is None:
-            return self.model
-        return cast("Model", self.average.module)
+        return self.update.averaged
 
     def fit(self) -> str:
         """Train to the end of the plan.
@@ -160,12 +140,8 @@ class Trainer:
         self.batches.accumulate = self.progress.accumulate
         for callback in self.callbacks:
             callback.on_start(self.plan.total, self.progress.step)
-        try:
-            with self._interruption:
-                self._train()
-        finally:
-            for callback in self.callbacks:
-                callback.on_end()
+        with self._interruption, explained(self.model, self.batches, self.progress):
+            self._train()
         return self._stop or "done"
 
     def _train(self) -> None:
@@ -187,8 +163,8 @@ class Trainer:
                 fitted = False
             if not fitted:
                 # Outside the handler, whose traceback holds on to the step's tensors.
-                self._forget_step()
-                self._halve()
+                self.update.forget()
+                self._halve(together=self.world.size == 1)
         if self._stop == "interrupted":
             self.save()
 
@@ -209,7 +185,7 @@ class Trainer:
                 logs = step % train.log_every == 0
                 if logs:
                     self._log()
-                if last or self._validates(step):
+                if last or self.validation.due(step):
                     self.train_seconds += time.perf_counter() - began
                     self._validate()
                     began = time.perf_counter()
@@ -232,9 +208,7 @@ class Trainer:
     def _step(self, parts: Sequence[tuple[Part, State]]) -> None:
         """One optimizer step on the parts of one batch, averaged by weight."""
         factor = learning_rate_factor(self.recipe.train, self.plan, self.progress.step)
-        set_learning_rates(self.optimizer, factor)
-        self._factor = factor
-        self._buffers.keep()
+        self.update.begin(factor)
         shares = self._shares(parts)
         loss: torch.Tensor | None = None
         for place, (part, state) in enumerate(parts):
@@ -248,7 +222,7 @@ class Trainer:
             loss = share.detach() if loss is None else loss + share.detach()
             self.clock.lap("forward/backward")
         assert loss is not None
-        self._update(loss)
+        self.losses.add(self.update.finish(loss))
         self.clock.lap("optimizer")
 
     def _move(self, parts: list[tuple[Part, State]]) -> list[tuple[Part, State]]:
@@ -263,40 +237,6 @@ class Trainer:
         ]
         total = self.world.sum(torch.stack(weights).sum()).clamp(min=1e-12)
         return [weight / total for weight in weights]
-
-    def _update(self, loss: torch.Tensor) -> None:
-        """Clip and step, unless a number is not finite; without waiting for the device.
-
-        Fused optimizers leave parameters and state alone where ``found_inf`` is 1, the
-        switch that gradient scalers use.
-        """
-        limit = self.recipe.train.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self._training, limit)
-        self._norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        check = self._norm + self.world.sum(
-            loss.clone() if self.world.size > 1 else loss
-        )
-        # 0 if all is finite, else not a number; and no tensor is read.
-        check = check - check
-        bad = check.ne(0)
-        self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        # The forward pass has moved BatchNorm's statistics already.
-        self._buffers.take_back(bad)
-        self.losses.add(loss + check)
-        if self.average is not None:
-            self._taken = check.eq(0).float()
-            self.average.update_parameters(self.model)
-
-    def _average(
-        self, averages: Tensors, values: Tensors, count: torch.Tensor | int
-    ) -> None:
-        """Exponential moving average; a step that was left out does not move it."""
-        share = self._taken * (1 - self.recipe.train.ema)
-        changes = torch._foreach_sub(values, averages)
-        torch._foreach_mul_(changes, share)
-        torch._foreach_add_(averages, changes)
 
     def _loss(self, state: State, part: Part) -> torch.Tensor:
         """Mean loss of one part of the current step's batch."""
@@ -333,13 +273,10 @@ class Trainer:
         model, step = self.model, self.progress.step
         model.train()
         model.train_stages(stages)
-        if self.average is not None:
+        if self.evaluated is not model:
             # It is validated from the same freeze point on, maybe from the cache.
             self.evaluated.train_stages(stages)
-        self._training = [p for p in model.parameters() if p.requires_grad]
-        start_momentum(self.optimizer, self._training)
-        trains = [model.backbone.stages[name] for name in stages]
-        self._buffers = MovingBuffers([*trains, model.head])
+        self.update.enter(stages)
         if self.plan.changes_at(step):
             ordered = [name for name in self.plan.stages if name in stages]
             self._record("trainable", {"stages": ordered})
@@ -353,39 +290,38 @@ class Trainer:
         self._validation_cache = self.caches.choose("validation", checks)
         self.clock.lap("prefix")
 
-    def _forget_step(self) -> None:
-        """Leave no trace of a step that was not finished."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self._buffers.take_back()
-
-    def _halve(self) -> None:
-        """Repeat the step in twice as many parts, of half as many samples each."""
-        share = math.ceil(self.recipe.train.batch_size / self.world.size)
-        if self.progress.accumulate >= share:
-            raise single_sample_too_large(f"step {self.progress.step + 1}")
-        self.progress.accumulate = self.batches.accumulate = more_parts(
-            self.progress.accumulate, self.model, self._tell
-        )
+    def _halve(self, together: bool) -> None:
+        """Repeat the step in twice as many parts, if all ranks do so together."""
+        where = f"step {self.progress.step + 1}"
+        refuse_more_parts(where, self.batches, self.world, together)
+        more_parts(self.batches, self.model, self._tell)
+        self.progress.accumulate = self.batches.accumulate
         self._record("memory", {"accumulate": self.progress.accumulate})
 
     def _probe_memory(self) -> None:
         """Find out before the first step in how many parts the largest batch fits."""
         self.model.train()
         self.model.train_stages(self.plan.trainable(self.plan.total - 1))
-        while not fits(self.model, self.batches, self.execution):
-            self._halve()
+        while True:
+            full = not fits(self.model, self.batches, self.execution)
+            # Ranks with shards wait for each other in every pass, and cannot be asked.
+            if not self._sharded:
+                full = self.world.any(full, self.execution.device)
+            if not full:
+                return
+            self._halve(together=not self._sharded)
 
     def _log(self) -> None:
         mean = self.losses.mean()
         if mean is not None:
-            rate = self.progress.learning_rate
+            rate, factor = self.progress.learning_rate, self.update.factor
             head_rate = self.recipe.train.head_learning_rate or rate
             values = {
                 "loss": mean,
-                "learning_rate": rate * self._factor,
-                "head_learning_rate": head_rate * self._factor,
+                "learning_rate": rate * factor,
+                "head_learning_rate": head_rate * factor,
             }
-            norm = float(self._norm)
+            norm = float(self.update.norm)
             if math.isfinite(norm):
                 values["gradient_norm"] = norm
             self._record("train", values)
@@ -401,56 +337,17 @@ class Trainer:
         step = self.progress.untold[-1]
         self.progress.untold.clear()
         count = self.progress.bad_steps
-        epoch, position = divmod(step, self.batches.steps_per_epoch)
-        batch = self.batches.batch(epoch, position).tolist()
-        ids = ", ".join(str(self.batches.samples[i]["id"]) for i in batch)
         self._record("bad step", {"bad_step": step, "bad_steps": count})
         self._tell(f"step {step + 1} left out: its loss or gradient is not finite")
         if count >= self.recipe.train.bad_steps:
-            good = self._last_checkpoint or "none yet"
-            raise HeadstartError(
-                f"{count} steps had a loss or gradient that is not finite",
-                where=f"step {step + 1}, samples {ids}",
-                why="the numbers ran away; those steps were left out, yet they come "
-                "again",
-                fix="look at these samples, lower train.learning_rate, or keep "
-                f"train.clip on; the last good checkpoint: {good}",
-            )
-
-    def _validates(self, step: int) -> bool:
-        interval = self.recipe.train.evaluate_every * self.batches.steps_per_epoch
-        return math.floor(step / interval) > math.floor((step - 1) / interval)
-
-    def _measure(self) -> dict[str, float]:
-        """Loss and metrics on validation.
-
-        Raises:
-            UserError: It does not fit into memory, where training does.
-        """
-        try:
-            return evaluate(
-                self.evaluated,
-                self.data,
-                self.data.samples("validation"),
-                sizes=self.data.sizes("validation"),
-                batch_size=self.recipe.eval_batch_size,
-                execution=self.execution,
-                metrics=self.metrics,
-                world=self.world,
-                cache=self._validation_cache,
-            ).metrics
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                "the validation does not fit into the device's memory",
-                where="train.eval_batch_size",
-                why=str(error).partition("\n")[0],
-                fix=f"choose less than {self.recipe.eval_batch_size}",
-            ) from error
+            batch = self.batches.batch(step).tolist()
+            ids = [str(self.batches.samples[i]["id"]) for i in batch]
+            raise too_many_bad_steps(count, step, ids, self.keeper.last)
 
     def _validate(self) -> None:
         self._log()
         self.clock.lap("optimizer")
-        values = self._measure()
+        values = self.validation.measure(self.evaluated, self._validation_cache)
         self.clock.lap("evaluation")
         self._record("validation", values)
         progress, stopping = self.progress, self.recipe.early_stopping
@@ -461,57 +358,22 @@ class Trainer:
 
     def save(self, best: bool = False) -> None:
         """Write a checkpoint from which training can go on exactly."""
-        if self.checkpoints is None:
+        if self.keeper.folder is None:
             return
         self.losses.read()
         self.clock.lap("optimizer")
-        tensors = {
-            "model": whole(self.model.state_dict()),
-            "optimizer": whole(optimizer_tensors(self.optimizer)),
-        }
-        if self.average is not None:
-            tensors["average"] = whole(self.average.state_dict())
-        name = ""
-        if self.world.main:
-            checkpoint = write_checkpoint(
-                self.checkpoints, self.progress.step, tensors, vars(self.progress)
-            )
-            name = checkpoint.folder.name
-            if best:
-                mark_best(checkpoint)
-            prune(self.checkpoints, self.recipe.train.keep_checkpoints)
-        self._last_checkpoint = name
-        self.world.wait()
+        self.keeper.save(self.progress, best)
         self.clock.lap("checkpoint")
-        self._record("checkpoint", {"path": name, "best": best})
+        self._record("checkpoint", {"path": self.keeper.last, "best": best})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was written."""
-        load_whole(self.model, checkpoint.tensors("model"))
-        restore_optimizer(self.optimizer, checkpoint.tensors("optimizer"))
-        if self.average is not None:
-            load_whole(self.average, checkpoint.tensors("average"))
-        self.progress = Progress(**checkpoint.state())
+        self.progress = self.keeper.restore(checkpoint)
+        # A resumed recipe may ask for more parts; fewer did not fit.
+        self.progress.accumulate = max(
+            self.progress.accumulate, self.recipe.train.accumulate
+        )
         self.losses = LossLog(self.progress, self.world)
-        self._last_checkpoint = checkpoint.folder.name
-        if self.world.main:
-            put_best_back(checkpoint, self.progress.best_step)
-
-    def costs(self) -> dict[str, Any]:
-        """Where the time went, throughput, padding and memory, for the summary."""
-        phases = self.clock.seconds()
-        batches, seconds = self.batches, max(self.train_seconds, 1e-9)
-        throughput: dict[str, Any] = {"samples_per_second": batches.count / seconds}
-        if batches.padded:
-            throughput["units_per_second"] = batches.used / seconds
-            throughput["unit"] = self.data.size_unit
-        return {
-            "time": {**phases, "total": sum(phases.values())},
-            "throughput": throughput,
-            "padding_waste": batches.padding_waste,
-            "peak_memory_bytes": peak_memory_bytes(self.execution.device),
-            "bottleneck": bottleneck(phases),
-        }
 
     def _tell(self, text: str) -> None:
         for callback in self.callbacks:

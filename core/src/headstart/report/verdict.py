@@ -230,7 +230,11 @@ def verdict(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> Verdict:
     if scratch:
         against.append(f"{number(scratch.value)} from random weights ({scratch})")
     if not against:
-        text = f"{result}, and nothing to compare it with: turn on report.baselines."
+        key = "baselines"
+        if recipe.get("report", {}).get("baselines", True):
+            # They are on, and this data has none.
+            key = "scratch_control"
+        text = f"{result}, and nothing to compare it with: turn on report.{key}."
         text = text[0].upper() + text[1:]
         return Verdict("unknown", "A result against no baseline", text, warnings)
     text = f"{result}, against {' and '.join(against)}."
@@ -248,8 +252,8 @@ def verdict(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> Verdict:
 
 def _warnings(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[str, ...]:
     """Whatever simple method wins on whatever metric is said aloud; so is a miss."""
-    found = []
     ours: Mapping[str, float] = summary.get("metrics") or {}
+    winners = {}
     for name, goal in summary.get("goals", {}).items():
         others = [*summary.get("baselines", ()), summary.get("scratch") or {}]
         pairs = [
@@ -257,13 +261,8 @@ def _warnings(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[st
         ]
         best = min(pairs, key=lambda one: one.gain, default=None)
         if best and best.gain < 0:
-            kind = (
-                "The control" if best.name == "random weights" else "A simple baseline"
-            )
-            found.append(
-                f"{kind} is better on {name}: {best.name} reaches "
-                f"{number(best.value)}, this run {number(ours[name])}."
-            )
+            winners[name] = best
+    found = [_defeats(ours, winners)] if winners else []
     for name, (low, high) in (summary.get("expect") or {}).items():
         if name in ours and not low <= ours[name] <= high:
             side = "below" if ours[name] < low else "above"
@@ -272,3 +271,24 @@ def _warnings(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[st
                 f"{number(ours[name])} is {side} that."
             )
     return tuple(found)
+
+
+def _defeats(ours: Mapping[str, float], winners: Mapping[str, Comparison]) -> str:
+    """One sentence about all metrics on which something simpler is better."""
+    names = {best.name for best in winners.values()}
+    kind = "A simple baseline" if names - {"random weights"} else ""
+    if "random weights" in names:
+        kind = f"{kind} or the control" if kind else "The control"
+    reached = [number(best.value) for best in winners.values()]
+    if len(names) == 1:
+        theirs = f"{names.pop()} reaches {_listed(reached)}"
+    else:
+        rows = zip(winners.values(), reached, strict=True)
+        theirs = _listed([f"{best.name} reaches {value}" for best, value in rows])
+    mine = _listed([number(ours[name]) for name in winners])
+    return f"{kind} is better on {_listed(list(winners))}: {theirs}, this run {mine}."
+
+
+def _listed(words: list[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last

@@ -281,6 +281,9 @@ class _PretrainedHead:
             if raw.startswith(roots) and raw not in self.names and roots:
                 self.names.add(raw)
                 self.skipped.append((raw, "the head has no such part"))
+        if not self.values:
+            # Nothing of it is ours: another kind of head, under names like ours.
+            self.skipped = [(raw, "pretraining head") for raw, _ in self.skipped]
         if by_class:
             self.kept = tuple(label for label in labels if label in classes)
             self.new = tuple(label for label in labels if label not in classes)
