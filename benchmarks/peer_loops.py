@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from headstart.callbacks import Callback, MetricsLog
+from headstart.callbacks import Callback, MetricsLog, Watchers
 from headstart.clock import Clock
 from headstart.training_setup import make_trainer, plan_training
 
@@ -113,13 +113,17 @@ def ours(
     """Our trainer, with its metrics log; validates once, after the last step."""
     watch = Watch()
     steps = -(-len(assembly.data.samples("train")) // recipe.train.batch_size)
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Watchers([EpochEnds(watch, steps, tell)]) as watchers,
+    ):
+        watchers.append(MetricsLog(Path(folder) / "metrics.jsonl"))
         trainer = make_trainer(
             recipe,
             assembly,
             plan_training(recipe, assembly),
             Clock(assembly.execution.device),
-            [EpochEnds(watch, steps, tell), MetricsLog(Path(folder) / "metrics.jsonl")],
+            watchers,
         )
         trainer.fit()
         return watch.job(assembly.model), trainer

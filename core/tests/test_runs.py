@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+from headstart import judgement
 from headstart.callbacks import Callback
 from headstart.checkpoint import open_checkpoint
 from headstart.data import epoch_batches
 from headstart.errors import HeadstartError, UserError
 from headstart.fine_tuning import run
 from headstart.runs import Run
+from headstart.training_setup import make_trainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from headstart.clock import Clock
 
 
 pytestmark = pytest.mark.usefixtures("registry")
@@ -374,8 +378,17 @@ def test_default_folder_is_named_after_the_recipe(
 # What is asked for beside
 
 
-def test_scratch_control_is_a_run_from_random_weights(tmp_path: Path) -> None:
+def test_scratch_control_is_a_run_from_random_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights that were trained are taken out for the control, and for it alone."""
+    clocks: list[Clock] = []
+
+    def watched(*arguments: Any, **more: Any) -> Any:
+        clocks.append(arguments[3])
+        return make_trainer(*arguments, **more)
+
+    monkeypatch.setattr(judgement, "make_trainer", watched)
     trained = run("toy/ring", {**QUICK, "train.epochs": 15}, folder=tmp_path / "a")
     weights = tmp_path / "weights.safetensors"
     from safetensors.torch import save_file
@@ -403,6 +416,10 @@ def test_scratch_control_is_a_run_from_random_weights(tmp_path: Path) -> None:
     alone = run("toy/ring", short, folder=tmp_path / "c")
     scratch = ours.summary["scratch"]
     assert scratch["steps"] == 6
+    # Its time is its own: all of it is in one phase of the run's, none in the others.
+    [control] = clocks
+    spent = control.seconds()["forward/backward"]
+    assert ours.summary["time"]["scratch control"] > spent > 0
     assert scratch["metrics"] == pytest.approx(alone.metrics, rel=1e-6)
     assert ours.metrics["loss"] < scratch["metrics"]["loss"]
     assert Run(ours.folder).evaluate() == pytest.approx(ours.metrics, rel=1e-6)

@@ -280,6 +280,12 @@ def _train(
         start.checkpoint,
     )
     status = trainer.fit()
+    if recipe.report.scratch_control and status != "interrupted":
+        for watcher in watchers:
+            watcher.on_message(
+                f"scratch control: {plan.total} steps of the same model from random "
+                "weights come after the test (report.scratch_control = false: none)"
+            )
     watchers.end()
     progress = trainer.progress
     summary: dict[str, Any] = {

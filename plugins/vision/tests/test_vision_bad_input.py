@@ -213,7 +213,7 @@ CASES = {
     "no mask": (
         change(ONE, "segmentation", []),
         {"kind": "instances"},
-        ["annotation 100 (a.png): no mask", 'data.kind="boxes"'],
+        ["annotation 100 (a.png): no mask", "give it an outline"],
     ),
     "run lengths that do not fit": (
         change(ONE, "segmentation", BAD_RLE),
@@ -617,8 +617,20 @@ def test_voc_without_image_and_image_without_voc(pascal):
     assert any("1 images are listed nowhere: z.png" in t for t in told)
 
 
-def test_voc_has_no_masks(pascal):
-    assert any("has boxes, no masks" in told for told in faults(kind="instances"))
+def test_an_image_with_the_id_0_is_named(content):
+    content["images"][0].update(id=0, file_name="gone.png")
+    content["annotations"][0]["image_id"] = 0
+    write(content)
+    (told,) = faults()
+    assert told.startswith("coco.json, image 0: gone.png: there is no such image")
+
+
+def test_boxes_alone_are_told_once_where_masks_are_learned(pascal):
+    write_xml("a", box=(9, 9, 8, 8))
+    told = faults(kind="instances")
+    assert len(told) == 2
+    assert any("objects has a mask" in t and "vision/detect" in t for t in told)
+    assert any("a box without area" in t for t in told)
 
 
 def test_list_of_a_split_names_a_missing_file(pascal):

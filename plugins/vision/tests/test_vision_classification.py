@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from headstart.errors import DataError
-from headstart_vision import images
+from headstart_vision import resizing
 from headstart_vision.baselines import baselines
 from headstart_vision.data import ImageClassification
 from headstart_vision.settings import ClassificationSettings
@@ -97,7 +97,7 @@ def test_pixels_are_the_resized_file(opened, tmp_path):
     raw = torch.from_numpy(np.array(Image.open(sample["path"]))).permute(2, 0, 1)
     assert torch.equal(data.picture(0), raw)
     assert torch.equal(data.picture(sample), raw)
-    expected = images.resize_crop(raw, PREPROCESSING)
+    expected = resizing.resize_crop(raw, PREPROCESSING)
     assert torch.equal(data.collate([sample])["pixels"][0], expected)
 
 

@@ -48,13 +48,16 @@ from headstart.weights.transfer import load_weights
 from headstart_vision.detectors import (
     build_faster_rcnn,
     build_mask_rcnn,
-    build_retinanet,
-    build_ssdlite,
     sample_targets,
 )
 from headstart_vision.old_names import current_name
 from headstart_vision.pyramid import FullPrecisionAnchors
-from headstart_vision.settings import BoxHeadSettings, DetectorSettings
+from headstart_vision.settings import (
+    BoxHeadSettings,
+    DetectorSettings,
+    RegionSettings,
+)
+from headstart_vision.single_stage import build_retinanet, build_ssdlite
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,6 +90,12 @@ KINDS = [
     ("retinanet", "v2"),
     ("ssdlite", "v1"),
 ]
+SETTINGS: dict[str, Any] = {
+    "faster": RegionSettings,
+    "mask": RegionSettings,
+    "retinanet": DetectorSettings,
+    "ssdlite": BoxHeadSettings,
+}
 kinds = pytest.mark.parametrize(("kind", "design"), KINDS)
 
 
@@ -99,7 +108,7 @@ def build(kind: str, design: str = "v1", **settings: Any) -> Any:
         head = factory(BoxHeadSettings(**{**common, **settings}), FEATURES, task)
     else:
         values = {**common, "design": design, "channels": WIDTH, **settings}
-        head = factory(DetectorSettings(**values), FEATURES, task)
+        head = factory(SETTINGS[kind](**values), FEATURES, task)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
@@ -699,7 +708,7 @@ def test_every_tensor_of_a_whole_file_has_its_place(name: str) -> None:
     values = {"name": f"vision/{kind}", **settings}
     if kind != "ssdlite":
         values["design"] = design
-    made = BoxHeadSettings if kind == "ssdlite" else DetectorSettings
+    made = SETTINGS[kind]
     with torch.device("meta"):
         theirs = getattr(detection, name)(weights=None, weights_backbone=None)
         features = DEEP if "resnet50" in name else MOBILE
@@ -733,7 +742,7 @@ def test_a_whole_file_loads_with_a_head_swap(kind: str, tmp_path: Path) -> None:
     settings: Any = {"name": f"vision/{kind}"}
     if kind != "ssdlite":
         settings |= {"channels": WIDTH}
-    made = (BoxHeadSettings if kind == "ssdlite" else DetectorSettings)(**settings)
+    made = SETTINGS[kind](**settings)
     torch.manual_seed(11)
     source = factory(made, FEATURES, theirs_task)
     for parameter in source.parameters():

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageFile
 from torchvision import models
 
-from headstart_vision import images, progress
+from headstart_vision import images, progress, resizing
 from headstart_vision.images import ImageError
 
 LIMIT = 10_000
@@ -30,7 +30,6 @@ def decoded(path):
     pixels = images.decode(path, LIMIT)
     assert pixels.dtype == torch.uint8 and pixels.is_contiguous()
     size = tuple(pixels.shape[1:])
-    assert images.probe(path, LIMIT).size == size
     assert images.verify(path, LIMIT).size == size
     return pixels.permute(1, 2, 0).numpy().astype(int)
 
@@ -349,14 +348,14 @@ def test_damaged_files_have_no_other_error(saved, name):
         for place in generator.integers(0, len(raw), 4):
             broken[place] = generator.integers(0, 256)
         path.write_bytes(broken)
-        for look in (images.probe, images.verify, images.decode):
+        for look in (images.verify, images.decode):
             try:
                 look(path, LIMIT)
             except ImageError as error:
                 assert error.what
 
 
-@pytest.mark.parametrize("look", [images.probe, images.verify, images.decode])
+@pytest.mark.parametrize("look", [images.verify, images.decode])
 @pytest.mark.parametrize("side", [101, 12_000, 60_000])
 def test_bombs_are_refused_before_decoding(tmp_path, monkeypatch, look, side):
     def load(self):
@@ -474,7 +473,7 @@ def test_resize_and_crop_equal_torchvisions_preset(weights, size):
         dtype=torch.uint8,
         generator=torch.Generator().manual_seed(0),
     )
-    found = images.resize_crop(
+    found = resizing.resize_crop(
         image,
         {
             "size": preset.crop_size[0],
@@ -493,7 +492,7 @@ def test_resize_and_crop_equal_torchvisions_preset(weights, size):
 def test_other_size_resizes_along():
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)
     image[:, 25:75, 25:75] = 255  # white in the middle half
-    found = images.resize_crop(image, {"size": 224, "resize": 448}, size=64)
+    found = resizing.resize_crop(image, {"size": 224, "resize": 448}, size=64)
     # Resized to 128, so the middle 64 is the white half alone.
     assert found.shape == (3, 64, 64) and (found[:, 2:-2, 2:-2] == 255).all()
 
@@ -501,14 +500,14 @@ def test_other_size_resizes_along():
 def test_tiny_images_are_not_cropped():
     image = torch.zeros(3, 28, 28, dtype=torch.uint8)
     image[:, 0, 0] = 255
-    found = images.resize_crop(image, {"size": 56, "resize": 64})
+    found = resizing.resize_crop(image, {"size": 56, "resize": 64})
     assert found.shape == (3, 56, 56) and found[0, 0, 0] > 200
 
 
 def test_stacked_images_are_filled_up():
     one = torch.full((3, 20, 50), 7, dtype=torch.uint8)
     other = torch.full((3, 33, 10), 9, dtype=torch.uint8)
-    pixels, sizes = images.stack_images([one, other])
+    pixels, sizes = resizing.stack_images([one, other])
     assert pixels.dtype == torch.uint8 and pixels.shape == (2, 3, 64, 64)
     assert sizes.dtype == torch.int64 and sizes.tolist() == [[20, 50], [33, 10]]
     assert (pixels[0, :, :20, :50] == 7).all() and (pixels[1, :, :33, :10] == 9).all()
@@ -529,7 +528,23 @@ def test_thumbnail_is_a_small_jpeg():
 
 def test_paths_may_be_strings(saved):
     path = saved(COLOUR)
-    assert images.oriented_size(str(path), LIMIT) == (3, 4)
+    assert images.verify(str(path), LIMIT).size == (3, 4)
     assert torch.equal(
         images.decode(str(path), LIMIT), images.decode(Path(path), LIMIT)
     )
+
+
+def test_near_names_are_told_for_the_first_missing_files_alone(tmp_path, monkeypatch):
+    Image.fromarray(COLOUR).save(tmp_path / "garden.png")
+    monkeypatch.setattr(images, "HINTS", 2)
+    names = ["gardn.png", "garden.jpg", "gardem.png", "garden.png"]
+    looks = images.inspect([tmp_path / name for name in names], LIMIT)
+    assert [look.fix for look in looks[:2]] == ["did you mean 'garden.png'?"] * 2
+    assert looks[2].what == looks[0].what and "did you mean" not in looks[2].fix
+    assert looks[3].size == (3, 4)
+
+
+def test_another_number_is_no_near_name(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "frame_12.png")
+    assert "did you mean" not in refusal(tmp_path / "frame_13.png").fix
+    assert "'frame_12.png'" in refusal(tmp_path / "frame_12.jpg").fix

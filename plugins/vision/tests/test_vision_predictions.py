@@ -59,8 +59,9 @@ def test_detections_are_a_coco_file(tmp_path: Path) -> None:
         {"detections": []},
     ]
     made = write_predictions(tmp_path / "out", samples, predictions, BOXES)
-    assert made == [tmp_path / "out" / "predictions.json"]
-    assert files(tmp_path / "out") == {"predictions.json", "a.png", "b.png"}
+    out = tmp_path / "out"
+    assert made == [out / "predictions.json", out / "annotated"]
+    assert files(out) == {"predictions.json", "annotated/a.png", "annotated/b.png"}
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(tmp_path / "out" / "predictions.json"))
         results = coco.loadRes(list(coco.anns.values()))
@@ -82,7 +83,7 @@ def test_masks_are_rle_and_drawn(tmp_path: Path) -> None:
         coco = COCO(str(tmp_path / "out" / "predictions.json"))
     assert (coco.annToMask(coco.anns[1]) == mask).all()
     assert coco.anns[1]["area"] == 200
-    pixels = np.array(Image.open(tmp_path / "out" / "a.png"))
+    pixels = np.array(Image.open(tmp_path / "out" / "annotated" / "a.png"))
     # Half grey, half the colour of the second class.
     expected = [
         (g + c) // 2 for g, c in zip(GREY, rgb(class_colours(2)[1]), strict=True)
@@ -95,14 +96,16 @@ def test_boxes_are_drawn_from_a_score_on(tmp_path: Path) -> None:
     samples = [image(tmp_path / f"{name}.png") for name in "ab"]
     found = [{"detections": [detection()]}, {"detections": [detection(score=0.4)]}]
     write_predictions(tmp_path / "out", samples, found, BOXES)
-    pixels = np.array(Image.open(tmp_path / "out" / "a.png"))
+    pixels = np.array(Image.open(tmp_path / "out" / "annotated" / "a.png"))
     colour = list(rgb(class_colours(2)[1]))
     assert pixels[50, 40].tolist() == colour and pixels[40, 20].tolist() == colour
     assert pixels[40, 40].tolist() == list(GREY)
     # The tag stands on top of the box, in the same colour.
     assert pixels[26, 22].tolist() == colour
     write_predictions(tmp_path / "low", samples[1:], found[1:], BOXES, score=0.3)
-    assert not (np.array(Image.open(tmp_path / "low" / "b.png")) == GREY[0]).all()
+    assert not (
+        np.array(Image.open(tmp_path / "low" / "annotated" / "b.png")) == GREY[0]
+    ).all()
 
 
 def test_same_names_do_not_overwrite_each_other(tmp_path: Path) -> None:
@@ -114,13 +117,13 @@ def test_same_names_do_not_overwrite_each_other(tmp_path: Path) -> None:
     write_predictions(tmp_path / "out", samples, [{"detections": []}] * 7, BOXES)
     written = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"]
     assert [entry["annotated"] for entry in written] == [
-        "a/x.png",
-        "b/x.png",
-        "a/x-2.png",
-        "a/X-3.png",
-        "a/x-2-2.png",
-        "input-6.png",
-        "input-6-2.png",
+        "annotated/a/x.png",
+        "annotated/b/x.png",
+        "annotated/a/x-2.png",
+        "annotated/a/X-3.png",
+        "annotated/a/x-2-2.png",
+        "annotated/input-6.png",
+        "annotated/input-6-2.png",
     ]
     assert {entry["annotated"] for entry in written} < files(tmp_path / "out")
     assert written[5]["file_name"] == "input 6" and written[5]["width"] == 40
@@ -140,7 +143,7 @@ def test_predictions_are_taken_one_at_a_time(tmp_path: Path) -> None:
 
     def predictions() -> Iterator[dict[str, Any]]:
         for _ in samples:
-            drawn.append(sorted(path.name for path in out.glob("*.png")))
+            drawn.append(sorted(path.name for path in out.glob("*/*.png")))
             yield {"detections": [detection()]}
 
     write_predictions(out, samples, predictions(), BOXES)
@@ -156,7 +159,7 @@ def test_turned_photos_are_upright(tmp_path: Path) -> None:
     write_predictions(tmp_path / "out", [sample], [{"detections": []}], BOXES)
     entry = json.loads((tmp_path / "out" / "predictions.json").read_text())["images"][0]
     assert (entry["width"], entry["height"]) == (60, 80)
-    assert Image.open(tmp_path / "out" / "a.png").size == (60, 80)
+    assert Image.open(tmp_path / "out" / "annotated" / "a.png").size == (60, 80)
 
 
 def test_semantic_masks_and_overlays(tmp_path: Path) -> None:
@@ -174,7 +177,7 @@ def test_semantic_masks_and_overlays(tmp_path: Path) -> None:
     }
     out = tmp_path / "out"
     write_predictions(out, [image(tmp_path / "a.jpg")], [prediction], PIXELS)
-    assert files(out) == {"predictions.json", "masks/a.png", "overlays/a.png"}
+    assert files(out) == {"predictions.json", "masks/a.png", "annotated/a.png"}
     mask = Image.open(out / "masks" / "a.png")
     assert mask.mode == "P"
     values = np.array(mask)
@@ -183,7 +186,7 @@ def test_semantic_masks_and_overlays(tmp_path: Path) -> None:
     shown = np.array(mask.convert("RGB"))
     assert shown[50, 5].tolist() == list(rgb(class_colours(3)[1]))
     assert shown[5, 5].tolist() == [0, 0, 0]
-    overlay = np.array(Image.open(out / "overlays" / "a.png"))
+    overlay = np.array(Image.open(out / "annotated" / "a.png"))
     source = np.array(Image.open(tmp_path / "a.jpg"))
     # Below the legend: the background and what has no class stay as they are.
     assert (overlay[35, :] == source[35, :]).all()

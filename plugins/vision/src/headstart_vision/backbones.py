@@ -327,7 +327,8 @@ def _cut(model: Any, name: str) -> dict[str, dict[str, tuple[nn.Module, Names]]]
     network = catalogue.NETWORKS[name]
     stages = catalogue.FAMILIES[network.family].stages
     if network.family == "efficientnet_lite":
-        return model.stages()
+        own: dict[str, dict[str, tuple[nn.Module, Names]]] = model.stages()
+        return own
     if network.family == "resnet":
         paths = {
             stage: [f"{stage}.{i}" for i in range(len(getattr(model, stage)))]

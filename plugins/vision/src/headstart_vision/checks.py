@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from headstart.data import Findings
-    from headstart_vision.annotations import AnnotatedImage, Box, Object
+    from headstart_vision.annotations import AnnotatedImage, Annotations, Box, Object
     from headstart_vision.settings import ObjectSettings
 
 
@@ -147,7 +147,7 @@ def _mask_faults(
         return [(fault, "", "export it again, or remove it")] if fault else []
     if polygons is None:
         why = 'data.kind is "instances"'
-        return [("no mask", why, 'give it an outline, or data.kind="boxes"')]
+        return [("no mask", why, "give it an outline, or use vision/detect for boxes")]
     faults = []
     for polygon in polygons:
         if len(polygon) < 6:
@@ -160,6 +160,18 @@ def _mask_faults(
         elif not all(map(math.isfinite, polygon)):
             faults.append(("a polygon with NaN or infinity", "", "export it again"))
     return faults
+
+
+def no_masks(sources: Iterable[Annotations], findings: Findings) -> bool:
+    """Whether there are boxes and not one outline: a fault where masks are learned."""
+    held = [o for source in sources for i in source.images for o in i.objects]
+    if not held or any(o.polygons is not None or o.rle is not None for o in held):
+        return False
+    what = f"none of {len(held)} objects has a mask"
+    why = 'data.kind is "instances", and these annotations have boxes alone'
+    fix = "use vision/detect for boxes, or give COCO or YOLO files with outlines"
+    findings.fatal.append(Fault(what, "data.kind", why, fix))
+    return True
 
 
 def warn_unlisted(given: Iterable[str], findings: Findings) -> None:

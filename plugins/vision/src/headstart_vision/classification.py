@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from headstart_vision import images, labels
+from headstart_vision import labels, resizing
 from headstart_vision.base import SPLITS, ImageModule
 from headstart_vision.listings import read_listing
 
@@ -72,7 +72,7 @@ class ImageClassification(ImageModule):
             int64, or 0/1 (batch, labels) float32.
         """
         pixels = [
-            images.resize_crop(
+            resizing.resize_crop(
                 self.picture(sample), self.preprocessing, self.settings.size
             )
             for sample in samples

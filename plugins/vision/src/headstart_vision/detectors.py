@@ -39,7 +39,6 @@ from headstart_vision.pyramid import (
     make_pyramid,
     to_float32,
 )
-from headstart_vision.single_stage import build_retinanet, build_ssdlite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -47,16 +46,6 @@ if TYPE_CHECKING:
     from headstart.specs import Feature
     from headstart.stages import State
     from headstart_vision.settings import RegionSettings
-
-__all__ = [
-    "FasterRcnn",
-    "MaskRcnn",
-    "build_faster_rcnn",
-    "build_mask_rcnn",
-    "build_retinanet",
-    "build_ssdlite",
-    "sample_targets",
-]
 
 Detections = list[dict[str, Tensor]]
 

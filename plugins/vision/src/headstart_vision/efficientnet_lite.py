@@ -54,7 +54,9 @@ class SameConv2d(nn.Conv2d):
             reach = (-(-length // step) - 1) * step + self.kernel_size[axis]
             missing = max(reach - length, 0)
             padding += [missing // 2, missing - missing // 2]
-        return self._conv_forward(F.pad(input, padding), self.weight, self.bias)
+        padded = F.pad(input, padding)
+        output: Tensor = self._conv_forward(padded, self.weight, self.bias)
+        return output
 
 
 def _unit(
@@ -133,6 +135,7 @@ class EfficientNetLite(nn.Module):
             with what they are in the files.
         """
         norm = {"0.": "_conv_stem.", "1.": "_bn0."}
+        stages: dict[str, dict[str, tuple[nn.Module, dict[str, str]]]]
         stages = {"stem": {"conv": (self.stem, norm)}}
         start = 0
         for stage, end in _ENDS.items():

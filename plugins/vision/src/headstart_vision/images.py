@@ -36,19 +36,17 @@ from headstart_vision.paths import missing
 from headstart_vision.progress import track
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
 FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"),
     *("JPEG2000", "AVIF", "TGA"),
 )
-STRIDE = 32
-"""Height and width of padded batches are multiples of it."""
-TINY = 32
-"""An image of no more pixels a side is resized whole: there is nothing to crop."""
 ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)
 _CHUNK = 512
+GONE = "there is no such image"
+HINTS = 20
+"""Missing files that are told what has nearly their name."""
 _LIMIT_LOCK = threading.Lock()
 
 
@@ -71,19 +69,19 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of a file after a look into it.
+    """What is known of a file that was decoded.
 
     Attributes:
         size: Height and width, EXIF orientation applied.
         format: Pillow's name of the file's format.
         mode: Pillow's name of its colour mode.
-        digest: sha256 of the file; empty when only the header was read.
+        digest: sha256 of the file.
     """
 
     size: tuple[int, int]
     format: str
     mode: str
-    digest: str = ""
+    digest: str
 
 
 @contextmanager
@@ -111,7 +109,7 @@ def opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except FileNotFoundError:
         fault = missing(path)
-        raise ImageError("there is no such image", fault.why, fault.fix) from None
+        raise ImageError(GONE, fault.why, fault.fix) from None
     except UnidentifiedImageError:
         why = "its first bytes are those of no format that can be read"
         fix = "export it as PNG or JPEG, or remove it"
@@ -123,24 +121,9 @@ def opened(path: str | Path, max_pixels: int) -> Iterator[Image.Image]:
     except Exception as error:  # decoders meet damaged files with every kind of error
         text = " ".join(str(error).split())[:160] or type(error).__name__
         fix = "fetch or export it again, or remove it"
-        cut = any(word in text for word in ("truncated", "cut", "not enough"))
+        cut = any(word in text.lower() for word in ("truncated", "cut", "not enough"))
         what = "the image is cut short" if cut else "the image is damaged"
         raise ImageError(what, text, fix) from None
-
-
-def probe(path: str | Path, max_pixels: int) -> Look:
-    """Size, format and mode from the header, without decoding.
-
-    Raises:
-        ImageError: See :func:`opened`; damage behind the header is not found.
-    """
-    with opened(path, max_pixels) as image:
-        return Look(_upright_size(image), image.format or "", image.mode)
-
-
-def oriented_size(path: str | Path, max_pixels: int) -> tuple[int, int]:
-    """Height and width with EXIF orientation applied, without decoding."""
-    return probe(path, max_pixels).size
 
 
 def verify(path: str | Path, max_pixels: int) -> Look:
@@ -166,7 +149,13 @@ def inspect(
         What was seen of each file, or why it cannot be used, in the order of the paths.
     """
 
+    gone = [path for path in paths if not Path(path).exists()]
+    # A search for names that are nearly the same takes long where thousands are gone.
+    unhinted = {*gone[HINTS:]}
+
     def look(path: str | Path) -> Look | ImageError:
+        if path in unhinted:
+            return ImageError(GONE, fix="give the path of an existing one")
         try:
             return verify(path, max_pixels)
         except ImageError as error:
@@ -281,63 +270,6 @@ def to_array(value: Any, max_pixels: int) -> np.ndarray:
     return np.array(to_rgb(Image.fromarray(np.ascontiguousarray(flat))))
 
 
-def resize_crop(
-    image: Tensor, preprocessing: Mapping[str, Any], size: int | None = None
-) -> Tensor:
-    """Resize the shorter side and cut out the middle, as torchvision's presets do.
-
-    On uint8 tensors, where torchvision's second version of its transforms rounds like
-    Pillow: the result is that of ``weights.transforms()`` on a Pillow image but for a
-    level or two in about a hundredth of the values. (On tensors that preset, of the
-    first version, is further away and several times slower.) An image of at most 32
-    pixels a side is resized whole to the square.
-
-    Args:
-        image: uint8 (3, height, width).
-        preprocessing: The backbone's ``size``, ``resize``, ``interpolation`` and
-            ``antialias``.
-        size: Another side than the backbone's; ``resize`` changes in proportion.
-
-    Returns:
-        uint8 (3, size, size).
-    """
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
-
-    native = int(preprocessing.get("size", 224))
-    resize = int(preprocessing.get("resize", native))
-    size, resize = size or native, round(resize * size / native) if size else resize
-    mode = InterpolationMode(preprocessing.get("interpolation", "bilinear"))
-    antialias = bool(preprocessing.get("antialias", True))
-    if max(image.shape[-2:]) <= TINY:
-        whole: Tensor = F.resize(image, [size, size], mode, antialias=antialias)
-        return whole
-    image = F.resize(image, [resize], mode, antialias=antialias)
-    middle: Tensor = F.center_crop(image, [size, size])
-    return middle
-
-
-def stack_images(
-    images: Sequence[Tensor], stride: int = STRIDE
-) -> tuple[Tensor, Tensor]:
-    """Images of several sizes as one batch, at the top left, filled up with 0.
-
-    Args:
-        images: Each (3, height, width), of one dtype.
-        stride: Of what height and width of the batch are multiples.
-
-    Returns:
-        ``pixels`` (batch, 3, H, W) and ``image_sizes`` int64 (batch, 2): height and
-        width of each image inside them.
-    """
-    sizes = torch.tensor([image.shape[-2:] for image in images])
-    height, width = (-(-int(side) // stride) * stride for side in sizes.amax(0))
-    pixels = images[0].new_zeros(len(images), 3, height, width)
-    for place, image in zip(pixels, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
-    return pixels, sizes
-
-
 def thumbnail(image: Tensor, side: int = 96) -> str:
     """A small picture as a ``data:`` URI (JPEG), no side longer than ``side``."""
     small = Image.fromarray(image.permute(1, 2, 0).numpy())
@@ -398,17 +330,6 @@ def _speaks_late(image: Image.Image) -> bool:
         file.seek(int.from_bytes(head[:4], "big") + 4, io.SEEK_CUR)
     file.seek(before)
     return found
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width once upright."""
-    width, height = image.size
-    if image.format == "TIFF":
-        # Versions of Pillow differ in whether the size is already turned.
-        tags = image.tag_v2  # type: ignore[attr-defined]
-        width, height = tags.get(256, width), tags.get(257, height)
-    turned = _orientation(image) in _TURNED
-    return (width, height) if turned else (height, width)
 
 
 def _eight_bits(image: Image.Image, sixteen: bool) -> np.ndarray:

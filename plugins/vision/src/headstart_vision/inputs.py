@@ -49,6 +49,9 @@ class PictureModule(DataModule):
 def picture_inputs(inputs: Sequence[Any], limit: int) -> list[Sample]:
     """Samples from what users pass to ``predict``.
 
+    Every file is decoded here once, beside the time that it is predicted for: a
+    damaged one among thousands is told before the first prediction, with all others.
+
     Args:
         inputs: Files, folders, Pillow images, arrays and tensors.
         limit: Most pixels of an image.

@@ -24,7 +24,7 @@ class Item:
         target: What is to be learned, JSON-ready.
         file: The file that lists the image (a CSV or JSON file), as people name it;
             empty when the image file itself is all there is.
-        row: Line or row in ``file``, from 1; 0 when there is none.
+        row: Line of ``file``, or the image's id there; ``None`` when there is none.
         unit: What ``row`` counts.
         group: What must stay on one side of a split, where a column says so.
         array: Pixels of an image in memory, uint8 (height, width).
@@ -37,7 +37,7 @@ class Item:
     path: str = ""
     target: Any = None
     file: str = ""
-    row: int = 0
+    row: int | None = None
     unit: str = "line"
     group: str = ""
     array: np.ndarray | None = None
@@ -48,14 +48,14 @@ class Item:
     @property
     def place(self) -> tuple[str, int]:
         """Under which ``Findings.sample`` notes its faults."""
-        return (self.file or self.path, self.row)
+        return (self.file or self.path, self.row or 0)
 
     @property
     def where(self) -> str:
         """How a fault names it."""
         if not self.file:
             return shown(self.path)
-        row = f", {self.unit} {self.row}" if self.row else ""
+        row = f", {self.unit} {self.row}" if self.row is not None else ""
         name = f": {shown(self.path)}" if self.path else ""
         return f"{self.file}{row}{name}"
 

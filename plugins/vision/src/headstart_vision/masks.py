@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from headstart.data import Baseline
 from headstart.errors import DataError, Fault
-from headstart_vision import augment, images, mask_checks
+from headstart_vision import augment, images, mask_checks, resizing
 from headstart_vision.annotations.layout import ALIASES
 from headstart_vision.base import SPLITS, ImageModule
 from headstart_vision.images import ImageError
@@ -176,8 +176,8 @@ class MaskData(ImageModule):
             if "mask" in sample:
                 mask = self.values(sample)[None]
                 masks.append(F.resize(mask, size, InterpolationMode.NEAREST)[0])
-        stride = int(self.preprocessing.get("stride", images.STRIDE))
-        pixels, sizes = images.stack_images(pictures, max(stride, images.STRIDE))
+        stride = int(self.preprocessing.get("stride", resizing.STRIDE))
+        pixels, sizes = resizing.stack_images(pictures, max(stride, resizing.STRIDE))
         state = {"pixels": pixels, "image_sizes": sizes}
         state["original_sizes"] = torch.tensor(originals)
         if masks:

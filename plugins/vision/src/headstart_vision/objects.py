@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from headstart.errors import DataError, Fault
-from headstart_vision import augment, checks, images
+from headstart_vision import augment, checks, resizing
 from headstart_vision.annotations import labels as classes
 from headstart_vision.annotations import layout, rle
 from headstart_vision.base import SPLITS, ImageModule
@@ -75,7 +75,12 @@ class ObjectData(ImageModule):
             split: items[0].target[0] for split, items in parts.items() if items
         }
         forms = {source.format for source in sources.values()}
-        self._check_whole(parts, forms)
+        if sum(map(len, parts.values())) == 1:
+            what, fix = "only one image", "give more: some are kept for testing"
+            findings.fatal.append(Fault(what, settings.path, fix=fix))
+        if settings.kind == "instances" and checks.no_masks(sources.values(), findings):
+            # One fault for all; the boxes are checked all the same.
+            settings = settings.model_copy(update={"kind": "boxes"})
         self._labels = classes.resolve(sources, settings, findings)
         items = [item for part in parts.values() for item in part]
         for item in items:
@@ -86,15 +91,6 @@ class ObjectData(ImageModule):
         if "yolo" not in forms:
             # There, an image that no file lists is one without objects.
             checks.warn_unlisted([item.path for item in items], findings)
-
-    def _check_whole(self, parts: Parts, forms: set[str]) -> None:
-        if sum(map(len, parts.values())) == 1:
-            what, fix = "only one image", "give more: some are kept for testing"
-            self.findings.fatal.append(Fault(what, self.settings.path, fix=fix))
-        if "voc" in forms and self.settings.kind == "instances":
-            what = "Pascal VOC's XML has boxes, no masks"
-            fix = 'data.kind="boxes", or give COCO or YOLO files with outlines'
-            self.findings.fatal.append(Fault(what, "data.kind", fix=fix))
 
     def make_task(self, train: Sequence[Item]) -> dict[str, Any]:
         counts = Counter(one["label"] for item in train for one in item.target)
@@ -148,8 +144,8 @@ class ObjectData(ImageModule):
             # Without antialiasing, as the weights of torchvision's detectors know it.
             bilinear = InterpolationMode.BILINEAR
             pictures.append(F.resize(picture, size, bilinear, antialias=False))
-        stride = int(self.preprocessing.get("stride", images.STRIDE))
-        pixels, sizes = images.stack_images(pictures, max(stride, images.STRIDE))
+        stride = int(self.preprocessing.get("stride", resizing.STRIDE))
+        pixels, sizes = resizing.stack_images(pictures, max(stride, resizing.STRIDE))
         state = {"pixels": pixels, "image_sizes": sizes}
         state["original_sizes"] = torch.tensor(originals)
         if "boxes" in samples[0]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headstart.errors import Fault, nearest
+from headstart.errors import Fault, closest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,7 @@ ENDINGS = frozenset(
 )
 """Endings by which image files are found in folders."""
 MANY = 300
+_DIGITS = re.compile(r"\d+")
 
 
 def missing(path: Path, key: str = "") -> Fault:
@@ -44,8 +46,11 @@ def _similar(name: str, names: Sequence[str]) -> str:
         if Path(known).stem.casefold() == stem:
             return f"did you mean {known!r}?"
     # Comparing letter by letter with very many names takes longer than it helps.
-    near = nearest(name, names) if len(names) <= MANY else ""
-    return near if near.startswith("did") else ""
+    near = closest(name, names) if len(names) <= MANY else None
+    # Another number is another image, not a slip of the pen.
+    if near is None or _DIGITS.sub("", near) == _DIGITS.sub("", name):
+        return ""
+    return f"did you mean {near!r}?"
 
 
 def shown(path: str | Path) -> str:

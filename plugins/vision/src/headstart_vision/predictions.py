@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 JSON_FILE = "predictions.json"
 CSV_FILE = "predictions.csv"
-MASKS, OVERLAYS = "masks", "overlays"
+MASKS, ANNOTATED = "masks", "annotated"
 
 
 def write_predictions(
@@ -47,11 +47,13 @@ def write_predictions(
     """Write predictions, one image after the other.
 
     - Detection: ``predictions.json`` in COCO's format (categories from 1 on; each
-      annotation has its ``score``), and each image with what was found drawn on it,
-      under the image's own name below the inputs' common folder, as PNG.
+      annotation has its ``score``), and ``annotated/NAME.png``, each image with what
+      was found drawn on it.
     - Semantic: ``masks/NAME.png``, with a palette, whose values are the places of the
-      task's labels (255: nothing); ``overlays/NAME.png``; ``predictions.json``.
+      task's labels (255: nothing); ``annotated/NAME.png``; ``predictions.json``.
     - Classification: ``predictions.json`` and ``predictions.csv``.
+
+    A name is the image's own below the inputs' common folder.
 
     Args:
         folder: An empty one.
@@ -62,7 +64,7 @@ def write_predictions(
         score: Detections below it are in the JSON file, but not drawn.
 
     Returns:
-        The tables; the images beside them are named there.
+        The tables, and the folders of images.
 
     Raises:
         DataError: An image cannot be read any more.
@@ -73,7 +75,7 @@ def write_predictions(
     elif task["kind"] == "semantic":
         write = _write_classes
     write(folder, zip(samples, output_names(samples), predictions, strict=True), task)
-    names = (JSON_FILE, CSV_FILE)
+    names = (JSON_FILE, CSV_FILE, MASKS, ANNOTATED)
     return [folder / name for name in names if (folder / name).exists()]
 
 
@@ -118,14 +120,15 @@ def _write_detections(
         for sample, name, prediction in pairs:
             picture = _picture(sample)
             entry = _entry(len(entries) + 1, sample, picture)
-            entries.append({**entry, "annotated": name.as_posix()})
+            drawn = ANNOTATED / name
+            entries.append({**entry, "annotated": drawn.as_posix()})
             for one in prediction["detections"]:
                 count += 1
                 file.write(",\n" if count > 1 else "\n")
                 row = _annotation(one, count, entry["id"], places)
                 json.dump(row, file, ensure_ascii=False)
             sure = [d for d in prediction["detections"] if d["score"] >= score]
-            _save(draw_detections(picture, sure, labels), folder / name)
+            _save(draw_detections(picture, sure, labels), folder / drawn)
         categories = [{"id": i, "name": label} for label, i in places.items()]
         file.write("\n],\n")
         _write_rest(file, {"images": entries, "categories": categories})
@@ -165,8 +168,8 @@ def _write_classes(folder: Path, pairs: Pairs, task: Mapping[str, Any]) -> None:
         _save(coded, folder / MASKS / name)
         entry = _entry(len(entries) + 1, sample, picture)
         entry["mask"] = (MASKS / name).as_posix()
-        _save(draw_classes(picture, mask, labels), folder / OVERLAYS / name)
-        entry["annotated"] = (OVERLAYS / name).as_posix()
+        _save(draw_classes(picture, mask, labels), folder / ANNOTATED / name)
+        entry["annotated"] = (ANNOTATED / name).as_posix()
         entries.append({**entry, "classes": dict(prediction["classes"])})
     categories = [
         {"id": value, "name": label, "colour": colours[value]}

@@ -220,8 +220,8 @@ def make_anchors(
             f"anchor sizes for {len(rows)} levels, the pyramid has {len(strides)}",
             where="head.anchor_sizes",
             why=f"their strides are {', '.join(map(str, strides))}",
-            fix=f"head.anchor_sizes = {[times * stride for stride in strides]}, or "
-            "leave it out",
+            fix=f"head.anchor_sizes = {[times * stride for stride in strides]}, or [] "
+            "for these",
         )
     if len({len(row) for row in rows}) > 1 or not rows[0]:
         raise UserError(

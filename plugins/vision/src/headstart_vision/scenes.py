@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from headstart.errors import DataError, Fault, nearest
-from headstart_vision import compose, images, scene_targets, splits
+from headstart_vision import compose, images, resizing, scene_targets, splits
 from headstart_vision.augment import IGNORED, augment_masks, augment_objects
 from headstart_vision.base import ASSET, SPLITS, find
 from headstart_vision.garments import FILES, NAMES, locate, read_garments
@@ -230,7 +230,7 @@ class SceneData(PictureModule):
         """
         read = [self._read(sample) for sample in samples]
         originals = torch.tensor([list(picture.shape[1:]) for picture, _ in read])
-        pixels, sizes = images.stack_images(
+        pixels, sizes = resizing.stack_images(
             [
                 picture if owner is not None else self._resized(picture)
                 for picture, owner in read

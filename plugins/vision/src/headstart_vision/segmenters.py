@@ -163,15 +163,15 @@ class Segmenter(Head):
     def adapt_classes(
         self, name: str, theirs: Tensor, ours: Tensor, classes: Sequence[str]
     ) -> Tensor | None:
-        """Rows of the last convolutions; torchvision's ``__background__`` is ours."""
-        last = ours.shape[0] == len(self.labels) and name in self._last_layers()
+        """Rows of the last convolutions, of the classes that both know."""
+        # The first: counters of normalisations have no shape at all.
+        last = name in self._last_layers() and len(ours) == len(self.labels)
         if not last or theirs.shape != (len(classes), *ours.shape[1:]):
             return None
-        named = ["background" if c == "__background__" else c for c in classes]
         adapted = ours.detach().clone()
         for row, label in enumerate(self.labels):
-            if label in named:
-                adapted[row] = theirs[named.index(label)].to(adapted)
+            if label in classes:
+                adapted[row] = theirs[list(classes).index(label)].to(adapted)
         return adapted
 
     def _last_layers(self) -> set[str]:
@@ -297,7 +297,7 @@ def build_lraspp(
 ) -> LiteSegmenter:
     """The head ``vision/lraspp``: Lite R-ASPP (Howard et al. 2019).
 
-    It reads the backbone's last map, and of those that are finer the last one of
+    It reads the backbone's last map, and of those that are finer the first one of
     stride 8 or what is nearest to 8, unless ``settings.features`` names two others.
 
     Raises:
@@ -318,7 +318,8 @@ def build_lraspp(
                 fix="choose another backbone, or keep more of its stages",
             )
         stride = min({m.stride for m in finer}, key=lambda s: (abs(s - 8), s))
-        low = [m for m in finer if m.stride == stride][-1]
+        # torchvision's weights know the first of that stride.
+        low = next(m for m in finer if m.stride == stride)
     decoder = LRASPPHead(
         cast("int", low.channels),
         cast("int", high.channels),

@@ -271,7 +271,8 @@ class SceneSettings(DataSettings):
     """A larger photograph is refused before it is decoded (a decompression bomb)."""
     most: Positive = 4
     """Most objects in one scene; the least is none."""
-    labels: tuple[str, ...] = ()
-    """Classes of objects to use; empty takes all ten."""
+    labels: tuple[str, ...] = ("Trouser", "Pullover", "Dress", "Sneaker", "Bag")
+    """Classes of objects to use: by default those that differ at any size; empty takes
+    all ten."""
     augmentation: Literal["none", "light", "strong"] = "none"
     """Random changes to training scenes, masks and boxes moved along."""

@@ -106,9 +106,10 @@ class RetinaNetDetector(SingleStage):
     ) -> Detections:
         shapes = self.detector.anchor_generator.num_anchors_per_location()
         cuts = [count * n for count, n in zip(counts, shapes, strict=True)]
+        levels = {k: list(torch.split(v, cuts, 1)) for k, v in predicted.items()}
         found: Detections = self.detector.postprocess_detections(
-            {name: list(value.split(cuts, 1)) for name, value in predicted.items()},
-            [list(boxes.split(cuts)) for boxes in anchors],
+            levels,
+            [list(torch.split(boxes, cuts)) for boxes in anchors],
             images.image_sizes,
         )
         return [{**each, "labels": each["labels"] + 1} for each in found]

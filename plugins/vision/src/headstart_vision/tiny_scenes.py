@@ -38,6 +38,7 @@ def tiny_scenes(folder: Path) -> dict[str, Any]:
         "name": "vision/composited",
         "objects": str(folder / "objects"),
         "backgrounds": str(folder / "photos"),
+        "labels": [],
         "size": 64,
         "train": 8,
         "validation": 4,

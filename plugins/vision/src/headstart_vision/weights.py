@@ -40,6 +40,19 @@ NORM_EPS = {
     "fasterrcnn_mobilenet_v3_large_fpn": 1e-5,
     "fasterrcnn_mobilenet_v3_large_320_fpn": 1e-5,
 }
+# What no stages here are cut from.
+OTHER_BODIES = {
+    "ssdlite320_mobilenet_v3_large": (
+        "this detector is built into a MobileNetV3 of its own, with half the channels "
+        "at its end and a map from the middle of a block",
+        "train vision/ssdlite on torchvision:MobileNet_V3_Large_Weights.IMAGENET1K_V2, "
+        "or take torchvision:FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1",
+    ),
+    "ssd300_vgg16": (
+        "this detector is built into a VGG, which no backbone here is",
+        "take torchvision:FasterRCNN_MobileNet_V3_Large_320_FPN_Weights.COCO_V1",
+    ),
+}
 
 
 def resolve_torchvision(
@@ -59,6 +72,9 @@ def resolve_torchvision(
         UserError: There are no such weights, or they cannot be had.
     """
     model, weights = _find(reference)
+    if model in OTHER_BODIES:
+        what, fix = OTHER_BODIES[model]
+        raise UserError(what, where=f"torchvision:{reference}", fix=fix)
     folder = cache_folder() / "torchvision" / str(weights)
     url = str(weights.url)
     path = folder / Path(urlsplit(url).path).name
@@ -80,7 +96,7 @@ def resolve_torchvision(
         folder,
         files,
         licence=str(weights.meta.get("license", LICENCE)),
-        classes=tuple(weights.meta.get("categories", ())),
+        classes=_classes(model, weights),
     )
 
 
@@ -126,6 +142,18 @@ def _is_detector(model: str) -> bool:
     from torchvision import models
 
     return model in models.list_models(module=models.detection)
+
+
+def _classes(model: str, weights: Any) -> tuple[str, ...]:
+    """The classes by number.
+
+    For a segmenter the background is a class like any other, called as users call it;
+    for a detector it is what is in no box, and torchvision's name for it is nobody's.
+    """
+    classes = tuple(weights.meta.get("categories", ()))
+    if _is_detector(model):
+        return classes
+    return tuple("background" if c == "__background__" else c for c in classes)
 
 
 def _renamed(path: Path) -> Path:

@@ -52,7 +52,7 @@ class AnnotatedImage:
         path: Its file, which may not exist.
         id: What its annotations call it.
         file: The annotation file, as the user named it; empty where there is none.
-        row: The image's number in ``file``; 0 where it is of this image alone.
+        row: The image's number in ``file``; ``None`` where it is of this image alone.
         size: Height and width as the annotations state them.
         objects: In the file's order.
         relative: Whether coordinates are shares of the image's width and height.
@@ -61,7 +61,7 @@ class AnnotatedImage:
     path: Path
     id: str
     file: str
-    row: int = 0
+    row: int | None = None
     size: tuple[int, int] | None = None
     objects: list[Object] = field(default_factory=list)
     relative: bool = False
@@ -69,7 +69,7 @@ class AnnotatedImage:
     @property
     def place(self) -> tuple[str, int]:
         """Under which ``Findings.sample`` notes its faults."""
-        return (self.file or str(self.path), self.row)
+        return (self.file or str(self.path), self.row or 0)
 
 
 @dataclass
