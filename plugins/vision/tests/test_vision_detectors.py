@@ -42,7 +42,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from headstart.errors import UserError
 from headstart.specs import Feature
 from headstart.stages import Backbone, State
-from headstart.testing.suite import same
+from headstart.testing.parts import same
 from headstart.weights.sources import Weights
 from headstart.weights.transfer import load_weights
 from headstart_vision.detectors import (
@@ -650,7 +650,7 @@ def test_settings_that_do_not_fit(kind: str, settings: Any, words: list[str]) ->
 @pytest.mark.parametrize("kind", BUILD)
 def test_a_task_of_another_kind_is_refused(kind: str) -> None:
     factory, task = BUILD[kind]
-    settings = DetectorSettings(name=f"vision/{kind}")
+    settings = SETTINGS[kind](name=f"vision/{kind}")
     other = BOXES if task is INSTANCES else INSTANCES
     with pytest.raises(UserError, match=other["kind"]):
         factory(settings, FEATURES, other)
@@ -664,7 +664,7 @@ def test_the_last_map_of_each_stride_is_read() -> None:
         "late": Feature("late", "map", 96, 32, "late"),
         "pooled": Feature("pooled", "vector", 96),
     }
-    settings = DetectorSettings(name="vision/faster-rcnn", channels=8)
+    settings = RegionSettings(name="vision/faster-rcnn", channels=8)
     head = build_faster_rcnn(settings, features, BOXES)
     assert head.reads == ("layer1", "layer2", "layer3", "late")
 
