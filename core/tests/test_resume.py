@@ -174,6 +174,10 @@ def test_a_complete_run_says_so(tmp_path):
     with pytest.raises(UserError, match="complete") as caught:
         headstart.resume(run.folder)
     assert "train.epochs=2" in caught.value.faults[0].fix
+    short = headstart.run("toy/ring", FOUR_STEPS, folder=tmp_path / "s")
+    with pytest.raises(UserError, match="complete") as caught:
+        headstart.resume(short.folder)
+    assert "train.max_steps=8" in caught.value.faults[0].fix
 
 
 def test_another_version_is_refused(tmp_path):

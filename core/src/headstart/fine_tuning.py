@@ -114,6 +114,13 @@ def run(
         )
 
 
+def _longer(recipe: Recipe) -> str:
+    """The setting that ends the training, at twice its value."""
+    if recipe.train.max_steps is not None:
+        return f"train.max_steps={2 * recipe.train.max_steps}"
+    return f"train.epochs={2 * recipe.train.epochs:g}"
+
+
 def _started_again() -> bool:
     """Whether ``torchrun`` started the ranks anew after a failure, on any machine."""
     import torch
@@ -189,7 +196,7 @@ def resume(
                 "the run is complete",
                 where=str(opened.folder),
                 why=f"all {plan.total} steps are done",
-                fix=f"to train longer: train.epochs={2 * checked.train.epochs:g}",
+                fix=f"to train longer: {_longer(checked)}",
             )
     start = replace(start, messages=tuple(messages))
     with Watchers(callbacks if world.main else ()) as watchers:

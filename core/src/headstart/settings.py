@@ -100,7 +100,7 @@ class TrainSettings(Settings):
     """Samples per optimizer step."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Parts into which a rank's share of a batch is cut, one after another; the result
-    is the same. Doubled by itself when the GPU runs out of memory."""
+    is the same. Doubled by itself when a GPU alone runs out of memory."""
     micro_batch: Literal["auto", "off"] = "off"
     """``auto`` tries the largest batch before training, and cuts it until it fits."""
     eval_batch_size: Annotated[int, Field(ge=1)] | None = None
