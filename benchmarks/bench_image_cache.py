@@ -59,7 +59,7 @@ def main() -> None:
         with cold_cache():
             job, _ = ours(two, fresh, tell=False)
         heads[name] = torch.cat([p.flatten() for p in job.model.head.parameters()])
-    apart = float((heads["cached"] - heads["uncached"]).abs().max())
+    apart = float((heads["cached"] - heads["uncached"]).detach().abs().max())
     once = statistics.median(jobs["uncached"].epochs)
     later = statistics.median(jobs["cached"].epochs[1:])
     rows = [

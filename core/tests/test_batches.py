@@ -127,7 +127,10 @@ def test_padding_and_samples_are_counted(
 ) -> None:
     for grouped in (True, False):
         batches = batch_parts({"train.group_by_size": grouped})
-        seen = [np.array(part["numbers"]) for ((_, part),) in batches.steps(0, 0)]
+        seen = []
+        for ((_, part),) in batches.steps(0, 0):
+            seen.append(np.array(part["numbers"]))
+            batches.took_step()
         assert batches.padding_waste == pytest.approx(padding_waste(seen))
         assert batches.count == 100
         assert batches.used == SKEWED[:100].sum()

@@ -318,6 +318,9 @@ def test_validations_by_hand(
     assert trainer.fit() == "done"
     assert recorder.steps("validation") == expected
     assert trainer.progress.step == trainer.plan.total == expected[-1]
+    # The last step of a training counts as well, wherever in an epoch it ends.
+    lengths = [len(trainer.batches.batch(step)) for step in range(expected[-1])]
+    assert trainer.batches.count == sum(lengths) > 0
 
 
 @pytest.mark.parametrize(

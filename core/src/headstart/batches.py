@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,7 @@ class BatchParts:
         self.used = self.padded = self.count = 0
         self._collate = data.collate
         self._planned: list[list[Part]] = []
+        self._costs: deque[tuple[int, int, int]] = deque()
         self._loader: DataLoader[State] = DataLoader(
             self.samples,  # type: ignore[arg-type]
             batch_sampler=self,
@@ -123,18 +125,25 @@ class BatchParts:
         With a cache they are states at the freeze point instead.
         """
         self._planned = [self.parts(b) for b in self._batches(epoch)[start:]]
+        self._costs = deque(self._costs_planned(cache is not None))
         if cache is not None:
             for step in self._planned:
                 yield [(part, cache.batch(part.samples, epoch)) for part in step]
-                self.count += sum(len(part.samples) for part in step)
             return
-        costs = self._costs()
         loaded = iter(self._loader)
-        for step, (count, used, padded) in zip(self._planned, costs, strict=True):
+        for step in self._planned:
             yield [(part, next(loaded)) for part in step]
-            self.count += count
-            self.used += used
-            self.padded += padded
+
+    def took_step(self) -> None:
+        """Count the samples of the step that was just trained on.
+
+        Not counted where batches are made: an epoch may end before its last one is
+        asked for, and some are made ahead.
+        """
+        count, used, padded = self._costs.popleft()
+        self.count += count
+        self.used += used
+        self.padded += padded
 
     @property
     def padding_waste(self) -> float | None:
@@ -150,9 +159,12 @@ class BatchParts:
             sizes=self.sizes if self._train.group_by_size else None,
         )
 
-    def _costs(self) -> list[tuple[int, int, int]]:
-        """Of each planned step: samples, their size, and their size with padding."""
-        if self.sizes is None:
+    def _costs_planned(self, cached: bool) -> list[tuple[int, int, int]]:
+        """Of each planned step: samples, their size, and their size with padding.
+
+        Cached samples are not padded anew.
+        """
+        if self.sizes is None or cached:
             return [(sum(len(p.samples) for p in step), 0, 0) for step in self._planned]
         costs = []
         for step in self._planned:

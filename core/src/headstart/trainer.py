@@ -177,6 +177,7 @@ class Trainer:
             for parts in prefetch(steps, self._move, self.execution.device):
                 self.clock.lap("loading")
                 self._step(parts)
+                self.batches.took_step()
                 progress.step += 1
                 step = progress.step
                 for callback in self.callbacks:
