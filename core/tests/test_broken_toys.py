@@ -81,8 +81,8 @@ def stages_with(
 ) -> None:
     """The toy network with other classes for some of its stages, then changed."""
 
-    def build(settings: Any, folder: Any) -> Backbone:
-        backbone = build_network(settings, folder)
+    def build(settings: Any, folder: Any, task: Any) -> Backbone:
+        backbone = build_network(settings, folder, task)
         for name, layer in layers.items():
             old = backbone.stages[name]
             new = layer(

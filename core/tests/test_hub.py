@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from headstart.errors import UserError
 from headstart.plugins import Registry
 from headstart.testing.hub import HubServer
-from headstart.weights.sources import Weights, resolve_weights
+from headstart.weights.sources import SourceContext, Weights, resolve_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ def write_model(folder: Path, seed: int, shards: int = 1) -> dict[str, torch.Ten
 
 
 def get(reference: str) -> Weights:
-    return resolve_weights(reference, Registry())
+    return resolve_weights(reference, SourceContext(Registry()))
 
 
 def same(weights: Weights, expected: dict[str, torch.Tensor]) -> bool:

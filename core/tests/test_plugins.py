@@ -509,4 +509,4 @@ def test_import_of_the_loader_is_light() -> None:
 
 
 def test_core_weight_sources() -> None:
-    assert set(Registry().weight_sources) == {"asset", "hf", "file", "none"}
+    assert set(Registry().weight_sources) == {"asset", "hf", "file", "run", "none"}

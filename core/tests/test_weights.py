@@ -19,7 +19,7 @@ from headstart.errors import PluginError, UserError
 from headstart.plugins import PluginInfo, Registry
 from headstart.specs import WeightSourceSpec
 from headstart.stages import Backbone, State
-from headstart.weights.sources import Weights, resolve_weights
+from headstart.weights.sources import SourceContext, Weights, resolve_weights
 from headstart.weights.tensors import files_sha256
 from headstart.weights.transfer import StageTransfer, load_weights
 
@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def get(reference: object) -> Weights:
-    return resolve_weights(str(reference), Registry())
+    return resolve_weights(str(reference), SourceContext(Registry()))
 
 
 class Block(nn.Module):
@@ -152,15 +152,15 @@ def test_an_asset_of_a_loaded_plugin(tmp_path, cache, monkeypatch):
     folder = cache / "assets" / "tiny"
     folder.mkdir(parents=True)
     source.rename(folder / "model.safetensors")
-    weights = resolve_weights("asset:tiny", registry)
+    weights = resolve_weights("asset:tiny", SourceContext(registry))
     assert weights.reference == "asset:tiny"
     assert (weights.licence, weights.sha256) == ("MIT", digest)
     assert load_weights(backbone(), weights).loaded == 21
     with pytest.raises(UserError, match="did you mean 'tiny'"):
-        resolve_weights("asset:tinny", registry)
+        resolve_weights("asset:tinny", SourceContext(registry))
 
 
-def brings_nothing(rest: str, registry: Registry, progress: object) -> Weights:
+def brings_nothing(rest: str, context: SourceContext) -> Weights:
     return Weights("", None, ())
 
 
@@ -171,7 +171,7 @@ def test_a_source_that_brings_nothing_is_no_random_control(monkeypatch):
         "headstart.weights.sources.resolve", lambda target: brings_nothing
     )
     with pytest.raises(PluginError, match="'void:' gave no files"):
-        resolve_weights("void:x", registry)
+        resolve_weights("void:x", SourceContext(registry))
 
 
 # Files

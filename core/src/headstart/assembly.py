@@ -12,7 +12,7 @@ from headstart.errors import UserError
 from headstart.execution import Execution, choose_execution
 from headstart.model import HEAD, Model
 from headstart.specs import resolve
-from headstart.weights.sources import Weights, resolve_weights
+from headstart.weights.sources import SourceContext, Weights, resolve_weights
 from headstart.weights.transfer import StageTransfer, TransferReport, load_weights
 
 if TYPE_CHECKING:
@@ -43,9 +43,12 @@ class Assembly:
     execution: Execution
 
 
-def build_backbone(recipe: Recipe, folder: Path | None) -> Backbone:
+def build_backbone(
+    recipe: Recipe, folder: Path | None, task: Mapping[str, Any]
+) -> Backbone:
     """The architecture of ``[backbone]``, shortened as asked, parameters random."""
-    backbone: Backbone = resolve(recipe.backbone_spec.factory)(recipe.backbone, folder)
+    factory = resolve(recipe.backbone_spec.factory)
+    backbone: Backbone = factory(recipe.backbone, folder, task)
     if recipe.backbone.keep is not None:
         backbone.keep(recipe.backbone.keep)
     return backbone
@@ -93,11 +96,12 @@ def assemble(
     data = build_data(recipe)
     data.load()
     if architecture is None:
-        weights = resolve_weights(recipe.backbone.weights, registry, progress)
+        context = SourceContext(registry, progress, data)
+        weights = resolve_weights(recipe.backbone.weights, context)
     else:
         weights = Weights(recipe.backbone.weights, architecture, ())
     torch.manual_seed(recipe.train.seed)
-    backbone = build_backbone(recipe, weights.folder)
+    backbone = build_backbone(recipe, weights.folder, data.task)
     data.prepare(backbone.preprocessing)
     if recipe.strategy.name == "scratch":
         weights = replace(weights, files=())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from headstart.data import epoch_batches
+from headstart.data import Columns, epoch_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +57,8 @@ class BatchParts:
         self.accumulate = train.accumulate
         self.steps_per_epoch = math.ceil(len(self.samples) / train.batch_size)
         self.used = self.padded = self.count = 0
-        self._collate = data.collate
+        self._data = data
+        self._in_columns = isinstance(self.samples, Columns)
         self._planned: list[list[Part]] = []
         self._costs: deque[tuple[int, int, int]] = deque()
         self._loader: DataLoader[State] = DataLoader(
@@ -110,7 +111,7 @@ class BatchParts:
 
     def collate(self, part: Part) -> State:
         """A part as a batch, outside the loader."""
-        return self._collate([self.samples[i] for i in part.samples.tolist()])
+        return self._data.batch(self.samples, part.samples)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self._planned:
@@ -129,6 +130,10 @@ class BatchParts:
         if cache is not None:
             for step in self._planned:
                 yield [(part, cache.batch(part.samples, epoch)) for part in step]
+            return
+        if self._in_columns:
+            for step in self._planned:
+                yield [(part, self.collate(part)) for part in step]
             return
         loaded = iter(self._loader)
         for step in self._planned:

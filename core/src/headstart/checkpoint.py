@@ -68,6 +68,12 @@ class Checkpoint:
         path = self.folder / f"{name}.safetensors"
         return load_file(path) if path.exists() else {}
 
+    @property
+    def kept_file(self) -> Path:
+        """The file of :meth:`kept_model`, where names may start with ``module.``."""
+        average = self.folder / "average.safetensors"
+        return average if average.exists() else self.folder / "model.safetensors"
+
     def kept_model(self) -> dict[str, torch.Tensor]:
         """The model it stands for: the moving average where there is one."""
         average = self.tensors("average")

@@ -144,9 +144,14 @@ def evaluate(
     print_rows(rows, right=[split])
 
 
-@commands.command(short_help="Predict for texts or files with a run's model.")
+@commands.command(
+    short_help="Predict for texts or files with a run's model.",
+    context_settings={"ignore_unknown_options": True},
+)
 @click.argument("run_folder", metavar="RUN")
-@click.argument("inputs", nargs=-1, metavar="INPUT...")
+@click.argument(
+    "words", nargs=-1, metavar="INPUT... [--OPTION VALUE]...", type=click.UNPROCESSED
+)
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -155,24 +160,29 @@ def evaluate(
 )
 @json_option
 def predict(
-    run_folder: str, inputs: tuple[str, ...], output: Path | None, as_json: bool
+    run_folder: str, words: tuple[str, ...], output: Path | None, as_json: bool
 ) -> None:
     """Predict for INPUTs: texts or files, as the run's data has them; - reads lines
-    from standard input. To a terminal as a table, else as JSON lines.
+    from standard input. To a terminal as a table, else as JSON lines. Some heads take
+    OPTIONs of their own: `headstart show HEAD` names them.
     """
     from headstart.console import Counter
+    from headstart.predict_options import check_options, options_model, split_options
     from headstart.runs import Run
 
-    items: list[str] = []
-    for item in inputs or ("-",):
-        items += _input_lines() if item == "-" else [item]
     run = Run(run_folder)
+    head = run.recipe().head_spec
+    inputs, options = split_options(words, options_model(head))
+    checked = check_options(head, options)
+    items: list[str] = []
+    for item in inputs or (() if checked and checked.inputs() else ("-",)):
+        items += _input_lines() if item == "-" else [item]
     with Counter("predicting") as counter:
         if output and not output.suffix:
-            files = run.predict_into(output, items, counter)
+            files = run.predict_into(output, items, counter, options)
             click.echo("\n".join(map(str, files)), err=True)
             return
-        results = run.predict_each(items, counter)
+        results = run.predict_each(items, counter, options)
         if output:
             count = _write_lines(output, results)
             click.echo(f"{count} prediction{'s' * (count != 1)} in {output}", err=True)

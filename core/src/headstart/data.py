@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,22 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "validation", "test"]
 Sample = dict[str, Any]
+
+
+@runtime_checkable
+class Columns(Protocol):
+    """Samples that are held in columns, for data of many small ones.
+
+    A batch is then taken at once, in the training process: nothing is done sample by
+    sample. ``take(indices)`` equals collating ``self[i]`` for each index.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+    def take(self, indices: np.ndarray) -> State:
+        """The batch of these samples, as :meth:`DataModule.collate` gives it."""
 
 
 @dataclass
@@ -127,6 +143,8 @@ class DataModule(ABC):
 
     padding: ClassVar[Mapping[str, float]] = {}
     """What fills up shorter rows of an entry of the batch, where that is not 0."""
+    identity: ClassVar[tuple[str, ...]] = ("labels",)
+    """Entries of ``task`` that a trained model cannot do without."""
     size_unit: str = "units"
     """What :meth:`sizes` counts, e.g. ``tokens``."""
 
@@ -154,7 +172,10 @@ class DataModule(ABC):
 
     @abstractmethod
     def samples(self, split: Split) -> Sequence[Sample]:
-        """The samples of a split, indexable; each has its ``id``."""
+        """The samples of a split, indexable; each has its ``id``.
+
+        They may be :class:`Columns`.
+        """
 
     def sizes(self, split: Split) -> np.ndarray | None:
         """Size of each sample (tokens, frames, pixels), int64; ``None``: all equal."""
@@ -172,6 +193,12 @@ class DataModule(ABC):
     def augments(self) -> bool:
         """Whether :meth:`augment` changes anything."""
         return False
+
+    def batch(self, samples: Sequence[Sample], indices: np.ndarray) -> State:
+        """The batch of some samples, made in this process."""
+        if isinstance(samples, Columns):
+            return samples.take(indices)
+        return self.collate([samples[i] for i in indices.tolist()])
 
     @abstractmethod
     def from_inputs(self, inputs: Sequence[Any]) -> Sequence[Sample]:

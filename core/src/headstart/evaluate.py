@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from headstart.data import evaluation_batches
+from headstart.data import Columns, evaluation_batches
 from headstart.distributed import World
 from headstart.errors import PluginError
 from headstart.specs import resolve
@@ -93,6 +93,23 @@ def forward_batches(
                 state = model(execution.move(cache.batch(batch, 0)))
             yield state
         return
+    for loaded in _loaded(data, samples, batches, execution):
+        # Closed at every yield: a consumer must not lose its gradients unawares.
+        with torch.no_grad(), execution.autocast():
+            state = model(model.prefix(execution.move(loaded)))
+        yield state
+
+
+def _loaded(
+    data: DataModule,
+    samples: Sequence[Sample],
+    batches: Sequence[np.ndarray],
+    execution: Execution,
+) -> Iterator[State]:
+    """The batches, made in worker processes where the data wants them."""
+    if isinstance(samples, Columns):
+        yield from (data.batch(samples, batch) for batch in batches)
+        return
     loader: DataLoader[State] = DataLoader(
         samples,  # type: ignore[arg-type]
         batch_sampler=[batch.tolist() for batch in batches],
@@ -100,11 +117,7 @@ def forward_batches(
         num_workers=data.settings.workers,
         pin_memory=execution.device.type == "cuda",
     )
-    for loaded in loader:
-        # Closed at every yield: a consumer must not lose its gradients unawares.
-        with torch.no_grad(), execution.autocast():
-            state = model(model.prefix(execution.move(loaded)))
-        yield state
+    yield from loader
 
 
 def evaluate(

@@ -265,12 +265,14 @@ def _train(
     from headstart.costs import costs
     from headstart.distributed import load_whole
     from headstart.judgement import judge
+    from headstart.probe import write_probe
     from headstart.run_folder import write_json
     from headstart.training_setup import make_trainer
 
     transfer = complete_transfer(assembly, plan)
     if world.main and start.checkpoint is None:
         write_json(folder / "transfer.json", transfer.to_dict())
+        write_probe(folder, assembly.model.head.probe(assembly.model))
     for watcher in watchers:
         watcher.on_assembled(recipe, assembly, transfer, plan.total)
         for message in start.messages:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from headstart.model import Model
     from headstart.report.parts import Evaluation, Section
+    from headstart.settings import PredictOptions
     from headstart.stages import State
 
 
@@ -27,12 +29,15 @@ class Head(nn.Module):
         upstream: Prefixes of our parameter names to prefixes of the upstream
             library's, where pretrained files hold a head of this kind; empty where
             none does.
+        options: What ``headstart predict`` was told beside the inputs; ``None``
+            outside of it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.reads: tuple[str, ...] = ()
         self.upstream: Mapping[str, str] = {}
+        self.options: PredictOptions | None = None
 
     @property
     def reduction(self) -> str:
@@ -96,6 +101,17 @@ class Head(nn.Module):
             ``None`` when the parameter does not depend on classes.
         """
         return None
+
+    def probe(self, model: Model) -> dict[str, Any]:
+        """What the report shows from before and after the training, beside each other.
+
+        Called before the first step and after the last; ``report`` finds the results
+        in ``Evaluation.before`` and ``.after``.
+
+        Returns:
+            Tensors, and values that JSON can hold; nothing by default.
+        """
+        return {}
 
     def report(self, evaluation: Evaluation) -> Sequence[Section]:
         """Sections of the report that only this kind of task has."""

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headstart.assembly import build_backbone, build_head
+from headstart.callbacks import Callback, Record
 from headstart.clock import Clock
 from headstart.evaluate import MetricSet, evaluate, measure
 from headstart.model import Model
+from headstart.probe import as_arrays, read_probe
+from headstart.recipe import short_name
 from headstart.report.parts import Evaluation
 from headstart.report.verdict import gains, intervals
 from headstart.run_folder import write_json
 from headstart.settings import StrategySettings
+from headstart.specs import resolve
 from headstart.strategy import make_plan
 from headstart.training_setup import make_trainer
 
@@ -26,6 +30,17 @@ if TYPE_CHECKING:
     from headstart.distributed import World
     from headstart.recipe import Recipe
     from headstart.strategy import Plan
+
+
+class _Curve(Callback):
+    """Collects the validations of the scratch control."""
+
+    def __init__(self) -> None:
+        self.points: list[Record] = []
+
+    def on_record(self, record: Record) -> None:
+        if record["event"] == "validation":
+            self.points.append(record)
 
 
 def judge(
@@ -47,7 +62,11 @@ def judge(
     clock.lap("evaluation")
     if not world.main:
         return {}
-    sections = [section.to_dict() for section in assembly.model.head.report(ours)]
+    head = assembly.model.head
+    probed = replace(
+        ours, before=read_probe(folder), after=as_arrays(head.probe(assembly.model))
+    )
+    sections = [section.to_dict() for section in head.report(probed)]
     write_json(folder / "sections.json", sections)
     baselines = []
     for baseline in assembly.data.baselines() if recipe.report.baselines else ():
@@ -59,11 +78,13 @@ def judge(
     clock.lap("baselines")
     scratch = None
     if recipe.report.scratch_control:
-        theirs = _scratch_control(recipe, assembly, plan, clock)
+        curve = _Curve()
+        theirs = _scratch_control(recipe, assembly, plan, clock, curve)
         scratch = {
             "metrics": theirs.metrics,
             "steps": plan.total,
             "gains": gains(ours, theirs),
+            "curve": curve.points,
         }
     return {
         "metrics": ours.metrics,
@@ -98,6 +119,11 @@ def _evaluation(
 ) -> Evaluation:
     data = assembly.data
     samples = data.samples("test")
+    scores = {
+        short_name(spec.name): resolve(spec.scores)(data.task, outputs)
+        for spec in recipe.metric_specs
+        if spec.scores
+    }
     return Evaluation(
         split="test",
         metrics=metrics,
@@ -105,11 +131,16 @@ def _evaluation(
         task=data.task,
         samples=lambda index: data.show(samples[index]),
         rows=recipe.report.samples,
+        scores=scores,
     )
 
 
 def _scratch_control(
-    recipe: Recipe, assembly: Assembly, plan: Plan, clock: Clock
+    recipe: Recipe,
+    assembly: Assembly,
+    plan: Plan,
+    clock: Clock,
+    curve: _Curve,
 ) -> Evaluation:
     """The same model from random weights, trained whole for as many steps.
 
@@ -118,13 +149,15 @@ def _scratch_control(
     """
     recipe = replace(recipe, strategy=StrategySettings(name="scratch"))
     torch.manual_seed(recipe.train.seed)
-    backbone = build_backbone(recipe, assembly.weights.folder)
-    head = build_head(recipe, backbone, assembly.data.task)
+    task = assembly.data.task
+    backbone = build_backbone(recipe, assembly.weights.folder, task)
+    head = build_head(recipe, backbone, task)
     model = Model(backbone, head).to(assembly.execution.device)
     control = replace(assembly, model=model)
     whole = make_plan(recipe.strategy, plan.stages, plan.total)
     # Where the control's own time goes is of no interest, and not our run's.
-    trainer = make_trainer(recipe, control, whole, Clock(assembly.execution.device))
+    clock_of_its_own = Clock(assembly.execution.device)
+    trainer = make_trainer(recipe, control, whole, clock_of_its_own, [curve])
     trainer.fit()
     result = test(recipe, replace(control, model=trainer.evaluated))
     clock.lap("scratch control")

@@ -65,7 +65,13 @@ CORE_WEIGHT_SOURCES = (
         "headstart.weights.sources:resolve_file",
     ),
     WeightSourceSpec(
-        "none", "random weights, as a control", "headstart.weights.sources:resolve_none"
+        "run", "the model of another run", "headstart.weights.sources:resolve_run"
+    ),
+    WeightSourceSpec(
+        "none",
+        "random weights, as a control",
+        "headstart.weights.sources:resolve_none",
+        bare=True,
     ),
 )
 

@@ -177,6 +177,8 @@ class PrefixCaches:
             return "the parameters are spread over the ranks"
         if self.model.freeze_point == 0:
             return "no stage before the first training one is frozen"
+        if any(f.kind == "table" for f in self.model.backbone.features.values()):
+            return "a table is looked up, which costs no more than a cache"
         if augmented and not self.settings.views:
             return (
                 "augmentation before the freeze point changes every epoch; "
@@ -221,7 +223,7 @@ class PrefixCaches:
     def _prefix(self, indices: np.ndarray, split: Split, view: int) -> State:
         """What the prefix gives; frozen, it is in evaluation mode at all times."""
         samples = self.data.samples(split)
-        batch = self.data.collate([samples[i] for i in indices.tolist()])
+        batch = self.data.batch(samples, indices)
         batch = self.execution.move(batch)
         if split == "train" and self.data.augments:
             chance = np.random.SeedSequence([self.seed, view, int(indices[0])])

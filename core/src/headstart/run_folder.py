@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "backbone"
 """Folder inside a run with the configuration and vocabulary of its backbone."""
+ROWS = "rows.json"
+"""What the rows of the backbone's tables belong to, by upstream name."""
 
 
 def create_run_folder(
@@ -49,6 +51,11 @@ def create_run_folder(
         },
         "summary.json": {"status": "running"},
     }
+    if backbone.rows:
+        documents[ROWS] = {
+            backbone.upstream_name(table): list(ids)
+            for table, ids in backbone.rows.items()
+        }
     if backbone.config is not None:
         documents[f"{ARCHITECTURE}/config.json"] = backbone.config
     # Whoever is killed leaves no folder, or one that can be resumed.

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from headstart.errors import UserError
+from headstart.explain import shown
 from headstart.plugins import load_plugins
+from headstart.predict_options import check_options
 from headstart.recipe import build_recipe, read_recipe
 
 if TYPE_CHECKING:
@@ -92,13 +94,15 @@ class Run:
         data.load()
         data.prepare(model.backbone.preprocessing)
         task = read_json(self.folder / "task.json")
-        if data.task.get("labels") != task.get("labels"):
-            raise UserError(
-                "the data has other labels than this run was trained on",
-                where=str(self.folder),
-                why=f"trained on {task.get('labels')}, now {data.task.get('labels')}",
-                fix="evaluate on data with the same labels",
-            )
+        for key in data.identity:
+            if data.task.get(key) != task.get(key):
+                before, now = (shown(each.get(key)) for each in (task, data.task))
+                raise UserError(
+                    f"the data has other {key} than this run was trained on",
+                    where=str(self.folder),
+                    why=f"trained on {before}, now {now}",
+                    fix=f"evaluate on data with the same {key}",
+                )
         return evaluate(
             model,
             data,
@@ -109,15 +113,28 @@ class Run:
             metrics=MetricSet(recipe.metric_specs, task, execution.device),
         ).metrics
 
-    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Predictions for new inputs (texts, files, folders …), in their order."""
-        return list(self.predict_each(inputs))
+    def predict(
+        self, inputs: Sequence[Any] = (), **options: Any
+    ) -> list[dict[str, Any]]:
+        """Predictions for new inputs (texts, files, folders …), in their order.
+
+        Args:
+            inputs: As the run's data has them.
+            options: What its head takes beside them (``k=10``, ``temperature=0.8``).
+
+        Raises:
+            UserError: Inputs or options that mean nothing here.
+        """
+        return list(self.predict_each(inputs, options=options))
 
     def predict_each(
-        self, inputs: Sequence[Any], progress: Counting | None = None
+        self,
+        inputs: Sequence[Any],
+        progress: Counting | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """As :meth:`predict`, as soon as each batch is done."""
-        data, samples, predictions = self._predictions(inputs, progress)
+        data, samples, predictions = self._predictions(inputs, progress, options)
         for sample, found in zip(samples, predictions, strict=True):
             yield {"input": data.input_name(sample), **found}
 
@@ -126,6 +143,7 @@ class Run:
         folder: str | Path,
         inputs: Sequence[Any],
         progress: Counting | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> list[Path]:
         """Write predictions as the domain has them (drawn on images, as volumes …).
 
@@ -133,6 +151,7 @@ class Run:
             folder: Made by this; there whole, or not at all.
             inputs: As for :meth:`predict`.
             progress: Told how many of how many are done.
+            options: As for :meth:`predict`.
 
         Returns:
             The files to open first.
@@ -148,7 +167,7 @@ class Run:
                 why="predictions are written as a whole folder",
                 fix="name a new folder, or a file that ends in .jsonl",
             )
-        data, samples, predictions = self._predictions(inputs, progress)
+        data, samples, predictions = self._predictions(inputs, progress, options)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             partial.mkdir(parents=True)
@@ -165,7 +184,10 @@ class Run:
         return [target / path.relative_to(partial) for path in written]
 
     def _predictions(
-        self, inputs: Sequence[Any], progress: Counting | None
+        self,
+        inputs: Sequence[Any],
+        progress: Counting | None,
+        options: Mapping[str, Any] | None,
     ) -> tuple[DataModule, Sequence[Sample], Iterator[dict[str, Any]]]:
         """The data module, samples of the inputs, and a prediction for each."""
         import numpy as np
@@ -177,8 +199,12 @@ class Run:
         from headstart.run_folder import read_json
 
         recipe = self.recipe()
+        checked = check_options(recipe.head_spec, options)
+        if checked:
+            inputs = [*inputs, *checked.inputs()]
         execution = choose_execution(recipe.train)
         model = self._open(recipe)
+        model.head.options = checked
         data = build_data(recipe)
         data.task = read_json(self.folder / "task.json")
         data.prepare(model.backbone.preprocessing)
@@ -209,8 +235,8 @@ class Run:
         from headstart.run_folder import ARCHITECTURE, read_json
 
         if self._model is None:
-            backbone = build_backbone(recipe, self.folder / ARCHITECTURE)
             task = read_json(self.folder / "task.json")
+            backbone = build_backbone(recipe, self.folder / ARCHITECTURE, task)
             model = Model(backbone, build_head(recipe, backbone, task))
             checkpoint, _ = open_checkpoint(self.folder / "checkpoints")
             model.load_state_dict(checkpoint.kept_model())

@@ -7,11 +7,15 @@ known, typed and documented; an unknown key is an error that names the nearest o
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Settings(BaseModel):
@@ -47,6 +51,14 @@ class HeadSettings(Settings):
     """A head that reads what the backbone gives; `headstart list heads`."""
 
 
+class PredictOptions(Settings):
+    """What ``headstart predict`` takes beside the inputs, as ``--option value``."""
+
+    def inputs(self) -> Sequence[Any]:
+        """Inputs that options stand for, beside those that are named as such."""
+        return ()
+
+
 class DataSettings(Settings):
     """``[data]``: where samples come from and what happens to bad ones."""
 
@@ -73,6 +85,7 @@ class StrategySettings(Settings):
         "lp-ft",
         "surgical",
         "scratch",
+        "none",
     ] = "global"
     """What trains; see docs/recipes.md."""
     train_last: Annotated[int, Field(ge=1)] | None = None
@@ -125,6 +138,8 @@ class TrainSettings(Settings):
     """Decay of the exponential moving average that is evaluated and saved; 0 is off."""
     evaluate_every: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between two validations, with a checkpoint each."""
+    evaluate_at_start: bool = False
+    """Validate before the first step too: what the weights bring by themselves."""
     checkpoint_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between two further checkpoints; ``None`` saves at validations alone."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 1

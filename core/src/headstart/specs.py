@@ -47,9 +47,11 @@ class BackboneSpec:
     Attributes:
         name: ``plugin/name``.
         summary: One line for lists.
-        factory: Code, called as ``factory(settings, folder) -> Backbone``; builds the
-            architecture without loading parameters. ``folder`` holds the
-            configuration files that came with the weights, or is ``None``.
+        factory: Code, called as ``factory(settings, folder, task) -> Backbone``; builds
+            the architecture without loading parameters. ``folder`` holds the
+            configuration files that came with the weights, or is ``None``; ``task``
+            is what the data module found out, for networks whose size depends on the
+            data (rows of tables, input channels).
         settings: Code, the pydantic model of ``[backbone]`` beyond the core's keys.
         weights: Default weights reference, e.g. ``asset:minilm-l6``.
         inputs: State keys that the first stage reads.
@@ -57,6 +59,7 @@ class BackboneSpec:
         stages: Stage names; empty while they depend on the weights' configuration.
         licence: Licence of the default weights.
         tiny: Settings of a variant that builds in milliseconds without a download.
+        sample_task: A task as the data module would give it, for tests.
         sample: Code, ``sample(backbone) -> State``: a small valid batch for tests.
         reference: Code, ``reference(backbone, state) -> dict[str, Tensor]``: the same
             features from the upstream library, with the same parameters.
@@ -73,6 +76,7 @@ class BackboneSpec:
     stages: tuple[str, ...] = ()
     licence: str = ""
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    sample_task: Mapping[str, Any] = field(default_factory=dict)
     reference: str = ""
 
 
@@ -94,6 +98,8 @@ class HeadSpec:
         tiny: Settings of a small variant.
         sample_task: A task as the data module would give it, for tests.
         sample: Code, ``sample(task, batch_size) -> State``: valid targets for tests.
+        options: Code, a :class:`headstart.settings.PredictOptions`: what
+            ``headstart predict`` takes beside the inputs; empty: nothing.
     """
 
     name: str
@@ -107,6 +113,7 @@ class HeadSpec:
     sample: str
     sample_task: Mapping[str, Any]
     tiny: Mapping[str, Any] = field(default_factory=dict)
+    options: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,9 @@ class MetricSpec:
         goal: Whether more or less is better.
         sample: Code, ``sample(task, batch_size) -> dict``: outputs to try it on.
         sample_task: A task for tests.
+        scores: Code, called as ``scores(task, outputs) -> np.ndarray``: of a metric
+            that is a mean over samples, each sample's share in it (NaN: does not
+            count), from which intervals and paired gains are computed.
     """
 
     name: str
@@ -154,6 +164,7 @@ class MetricSpec:
     goal: Goal
     sample: str
     sample_task: Mapping[str, Any]
+    scores: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,13 +183,16 @@ class WeightSourceSpec:
     Attributes:
         scheme: What stands before the colon.
         summary: One line for lists.
-        resolver: Code, called as ``resolver(rest, registry, progress) -> Weights``;
-            ``rest`` is what follows the colon, ``progress`` may be ``None``.
+        resolver: Code, called as ``resolver(rest, context) -> Weights``; ``rest`` is
+            what follows the colon, ``context`` a
+            :class:`headstart.weights.sources.SourceContext`.
+        bare: Whether the scheme says enough with nothing after the colon.
     """
 
     scheme: str
     summary: str
     resolver: str
+    bare: bool = False
 
 
 def resolve(target: str) -> Any:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
     from headstart.specs import Feature
 
 State: TypeAlias = dict[str, Any]
@@ -52,6 +54,9 @@ class Backbone(nn.Module):
             ids); behind a frozen first stage they are neither kept nor cached.
         config: The upstream library's configuration, JSON-ready; a run folder keeps
             it as ``config.json``.
+        rows: Parameters and buffers that are tables, by our names: what each row
+            belongs to. Weights that know it of theirs are aligned by it.
+        optional: Glob patterns of upstream names that weights need not have.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class Backbone(nn.Module):
         renames: Sequence[tuple[str, str]] = (),
         consumed: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
+        rows: Mapping[str, Sequence[str]] | None = None,
+        optional: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleDict(dict(stages))
@@ -81,6 +88,8 @@ class Backbone(nn.Module):
         self.renames = tuple(renames)
         self.config = dict(config) if config is not None else None
         self.consumed = tuple(consumed)
+        self.rows = dict(rows or {})
+        self.optional = tuple(optional)
         self.dropped: tuple[str, ...] = ()
 
     @property
@@ -133,6 +142,21 @@ class Backbone(nn.Module):
             for name, feature in self.features.items()
             if feature.stage not in gone
         }
+
+    def start_rows(self, name: str, matched: Tensor) -> str:
+        """Fill the rows of a table that weights did not know, in place.
+
+        Args:
+            name: Our name of the table.
+            matched: Which rows came with the weights, (rows,), not all of them.
+
+        Returns:
+            How they start, in words. By default: at the mean of the others, which
+            favours nobody.
+        """
+        table = self.state_dict()[name]
+        table[~matched] = table[matched].mean(dim=0)
+        return "at the mean of the matched"
 
     def upstream_name(self, parameter: str) -> str:
         """The upstream library's name of one of our parameters or buffers."""

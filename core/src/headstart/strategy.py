@@ -71,6 +71,7 @@ def make_plan(settings: StrategySettings, stages: Sequence[str], total: int) -> 
     - ``feature-extraction``: the head alone.
     - ``layer-retraining``: the stages after the freeze point.
     - ``global`` and ``scratch``: everything.
+    - ``none``: nothing, in no steps: the pretrained model as it is.
     - ``surgical``: the named stages (Lee et al. 2023, Surgical fine-tuning).
     - ``gradual``: the head, then one stage more at equal distances, last stage first
       (Howard and Ruder 2018, ULMFiT).
@@ -85,7 +86,7 @@ def make_plan(settings: StrategySettings, stages: Sequence[str], total: int) -> 
     phases: tuple[int, ...] = (0,)
     changes: list[tuple[int, frozenset[str]]]
     match settings.name:
-        case "feature-extraction":
+        case "feature-extraction" | "none":
             changes = [(0, frozenset())]
         case "layer-retraining":
             changes = [(0, _after_freeze_point(settings, names))]

@@ -50,6 +50,8 @@ def plan_training(
     samples = len(assembly.data.samples("train"))
     steps = math.ceil(train.epochs * math.ceil(samples / train.batch_size))
     total = min(steps, train.max_steps or steps)
+    if recipe.strategy.name == "none":
+        total = 0
     return make_plan(recipe.strategy, assembly.model.backbone.stage_names, total)
 
 

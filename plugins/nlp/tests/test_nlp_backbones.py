@@ -69,7 +69,7 @@ families = pytest.mark.parametrize("family", CONFIGS)
 def build(family: str, **settings: Any) -> Backbone:
     torch.manual_seed(0)
     given = EncoderSettings(name="nlp/encoder", config=CONFIGS[family], **settings)
-    backbone = build_encoder(given, None)
+    backbone = build_encoder(given, None, {})
     # Fresh normalisations and biases are all 1 and 0, and would hide a wrong place.
     with torch.no_grad():
         for parameter in backbone.parameters():
@@ -233,7 +233,7 @@ def test_bf16_autocast_is_close_and_every_cut_is_exact(family: str) -> None:
 def test_settings_survive_a_run_folder(family: str, tmp_path: Path) -> None:
     backbone = build(family, dropout=0.3)
     (tmp_path / "config.json").write_text(json.dumps(backbone.config))
-    again = build_encoder(EncoderSettings(name="nlp/encoder"), tmp_path).eval()
+    again = build_encoder(EncoderSettings(name="nlp/encoder"), tmp_path, {}).eval()
     again.load_state_dict(backbone.state_dict())
     state = sample_tokens(backbone)
     assert again.config == backbone.config
@@ -282,7 +282,7 @@ def test_configuration_of_a_folder_and_its_tokenizer(tmp_path: Path) -> None:
     settings = EncoderSettings(
         name="nlp/encoder", config={"hidden_act": "relu"}, dropout=0.25
     )
-    backbone = build_encoder(settings, tmp_path)
+    backbone = build_encoder(settings, tmp_path, {})
     assert {p.dtype for p in backbone.parameters()} == {torch.float32}
     assert backbone.config is not None
     assert backbone.config["hidden_act"] == "relu"
@@ -312,7 +312,7 @@ def test_longest_input_fits_max_positions() -> None:
 def test_bare_tokenizer_is_not_claimed(tmp_path: Path) -> None:
     assert build("bert").preprocessing["tokenizer"] == ""
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["bert"]))
-    backbone = build_encoder(EncoderSettings(name="nlp/encoder"), tmp_path)
+    backbone = build_encoder(EncoderSettings(name="nlp/encoder"), tmp_path, {})
     assert backbone.preprocessing["tokenizer"] == ""
 
 
@@ -331,13 +331,13 @@ def test_bare_tokenizer_is_not_claimed(tmp_path: Path) -> None:
 def test_configurations_that_cannot_work(config: dict[str, Any], text: str) -> None:
     settings = EncoderSettings(name="nlp/encoder", config=config)
     with pytest.raises(UserError, match=text.replace("?", r"\?")):
-        build_encoder(settings, None)
+        build_encoder(settings, None, {})
 
 
 def test_all_unknown_keys_are_named_together() -> None:
     config = {"model_type": "bert", "hiden_size": 32, "layres": 2}
     with pytest.raises(UserError) as caught:
-        build_encoder(EncoderSettings(name="nlp/encoder", config=config), None)
+        build_encoder(EncoderSettings(name="nlp/encoder", config=config), None, {})
     assert [f.where for f in caught.value.faults] == [
         "backbone.config.hiden_size",
         "backbone.config.layres",
@@ -347,14 +347,14 @@ def test_all_unknown_keys_are_named_together() -> None:
 def test_folders_that_cannot_work(tmp_path: Path) -> None:
     settings = EncoderSettings(name="nlp/encoder")
     with pytest.raises(UserError, match=r"no config\.json") as caught:
-        build_encoder(settings, tmp_path)
+        build_encoder(settings, tmp_path, {})
     assert str(tmp_path) in str(caught.value)
     (tmp_path / "config.json").write_text('{"model_type": "bert"')
     with pytest.raises(UserError, match="no JSON"):
-        build_encoder(settings, tmp_path)
+        build_encoder(settings, tmp_path, {})
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="no configuration"):
-        build_encoder(settings, tmp_path)
+        build_encoder(settings, tmp_path, {})
 
 
 def test_names_of_hub_files_are_covered() -> None:
@@ -401,7 +401,7 @@ def test_old_normalisation_names_are_renamed() -> None:
 @pytest.mark.parametrize("spec", register_backbones(), ids=lambda spec: spec.name)
 def test_specs_say_what_their_tiny_variants_are(spec: Any) -> None:
     settings = resolve(spec.settings)(name=spec.name, **spec.tiny)
-    backbone = resolve(spec.factory)(settings, None).eval()
+    backbone = resolve(spec.factory)(settings, None, {}).eval()
     state = resolve(spec.sample)(backbone)
     assert set(spec.inputs) <= set(state)
     if spec.stages:
@@ -419,7 +419,8 @@ def test_minilm_is_declared_as_it_is() -> None:
     """The sizes that its published config.json states."""
     sizes = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12}
     config = {**CONFIGS["bert"], **sizes, "intermediate_size": 1536}
-    backbone = build_encoder(EncoderSettings(name="nlp/encoder", config=config), None)
+    settings = EncoderSettings(name="nlp/encoder", config=config)
+    backbone = build_encoder(settings, None, {})
     (spec,) = (s for s in register_backbones() if s.name == "nlp/minilm-l6")
     assert backbone.stage_names == spec.stages
     assert backbone.features["hidden"].channels == spec.features[0].channels

@@ -56,7 +56,7 @@ def tiny(name: str, **settings: Any) -> Backbone:
     torch.manual_seed(0)
     spec = SPECS[name]
     values = {"name": name, **spec.tiny, **settings}
-    backbone = resolve(spec.factory)(resolve(spec.settings)(**values), None)
+    backbone = resolve(spec.factory)(resolve(spec.settings)(**values), None, {})
     enliven(backbone)
     return backbone.eval()
 
@@ -208,7 +208,7 @@ def test_catalogue_states_real_channels_and_strides(name: str) -> None:
     family = catalogue.FAMILIES[network.family]
     with torch.device("meta"):
         settings = CnnSettings(name=family.name, architecture=name, weights="none")
-        backbone = build_cnn(settings, None).eval()
+        backbone = build_cnn(settings, None, {}).eval()
         pixels = torch.empty(1, 3, 96, 64)
         with torch.no_grad():
             state = backbone({"pixels": pixels})
@@ -285,7 +285,7 @@ def test_unknown_architectures(name: str, architecture: str, text: str) -> None:
 )
 def test_what_a_network_cannot_be(values: dict[str, Any], where: str) -> None:
     with pytest.raises(UserError) as caught:
-        build_cnn(CnnSettings(name="vision/resnet", weights="none", **values), None)
+        build_cnn(CnnSettings(name="vision/resnet", weights="none", **values), None, {})
     assert caught.value.faults[0].where == where
 
 
@@ -296,7 +296,7 @@ def test_configuration_comes_from_the_weights(tmp_path: Path) -> None:
         "categories": ["cat", "dog"],
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    backbone = build_cnn(CnnSettings(name="vision/resnet"), tmp_path)
+    backbone = build_cnn(CnnSettings(name="vision/resnet"), tmp_path, {})
     assert backbone.config is not None
     assert backbone.config["architecture"] == "resnet18"
     assert backbone.config["categories"] == ["cat", "dog"]
@@ -305,19 +305,21 @@ def test_configuration_comes_from_the_weights(tmp_path: Path) -> None:
     assert backbone.stages["stem"].mean.flatten().tolist() == [0.5] * 3
     # A run folder keeps the same file.
     (tmp_path / "config.json").write_text(json.dumps(backbone.config))
-    again = build_cnn(CnnSettings(name="vision/resnet"), tmp_path)
+    again = build_cnn(CnnSettings(name="vision/resnet"), tmp_path, {})
     assert again.config == backbone.config
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     with pytest.raises(UserError, match="'resnet18', the recipe asks for 'resnet34'"):
-        build_cnn(CnnSettings(name="vision/resnet", architecture="resnet34"), tmp_path)
+        build_cnn(
+            CnnSettings(name="vision/resnet", architecture="resnet34"), tmp_path, {}
+        )
     with pytest.raises(UserError, match=r'backbone\.name = "vision/resnet"'):
-        build_cnn(CnnSettings(name="vision/convnext"), tmp_path)
+        build_cnn(CnnSettings(name="vision/convnext"), tmp_path, {})
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="no JSON"):
-        build_cnn(CnnSettings(name="vision/resnet"), tmp_path)
+        build_cnn(CnnSettings(name="vision/resnet"), tmp_path, {})
 
 
 @pytest.mark.parametrize(
@@ -414,7 +416,7 @@ def test_mobile_detectors_file_loads(tmp_path: Path) -> None:
     config = {"architecture": "mobilenet_v3_large", "norm_eps": 1e-5}
     (tmp_path / "config.json").write_text(json.dumps(config))
     settings = CnnSettings(name="vision/mobilenet-v3", norm="frozen")
-    backbone = build_cnn(settings, tmp_path)
+    backbone = build_cnn(settings, tmp_path, {})
     state = loads(backbone, model.state_dict(), tmp_path / "m.safetensors")
     with torch.no_grad():
         body = model.backbone.body.eval()
@@ -518,7 +520,7 @@ def test_timm_configuration_of_the_hub(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     from headstart_vision.timm_source import build_timm
 
-    backbone = build_timm(TimmSettings(name="vision/timm"), tmp_path)
+    backbone = build_timm(TimmSettings(name="vision/timm"), tmp_path, {})
     assert backbone.preprocessing == {
         "mean": [0.1, 0.2, 0.3],
         "std": [0.5, 0.5, 0.5],
@@ -529,7 +531,9 @@ def test_timm_configuration_of_the_hub(tmp_path: Path) -> None:
         "stride": 32,
     }
     with pytest.raises(UserError, match="recipe asks for 'resnet18'"):
-        build_timm(TimmSettings(name="vision/timm", architecture="resnet18"), tmp_path)
+        build_timm(
+            TimmSettings(name="vision/timm", architecture="resnet18"), tmp_path, {}
+        )
 
 
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

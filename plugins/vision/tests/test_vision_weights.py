@@ -233,7 +233,7 @@ def test_detectors_tensors_get_their_present_names(
     # torchvision's own builder sets the epsilon of these weights' norms to 0.
     assert (config["architecture"], config["norm_eps"]) == ("resnet50", 0.0)
     settings = CnnSettings(name="vision/resnet", norm="frozen")
-    backbone = build_cnn(settings, found.folder)
+    backbone = build_cnn(settings, found.folder, {})
     assert {m.eps for m in backbone.modules() if hasattr(m, "eps")} == {0.0}
 
 
@@ -330,7 +330,7 @@ def test_timm_weights_come_from_the_hub(
         found = resolve_timm("test_resnet", REGISTRY, None)
         assert (found.revision, found.licence) == (commit, "apache-2.0")
         assert resolve_timm(f"test_resnet@{commit}", REGISTRY, None).files
-    backbone = build_timm(TimmSettings(name="vision/timm"), found.folder)
+    backbone = build_timm(TimmSettings(name="vision/timm"), found.folder, {})
     report = load_weights(backbone, found)
     assert report.loaded == len(backbone.state_dict())
     assert {name for name, _ in report.skipped} == {"fc.weight", "fc.bias"}
@@ -378,7 +378,7 @@ EGYPTIAN_CAT = 285
 def confidence(name: str, prefix: str) -> tuple[float, int]:
     """Run the stages and the file's own classifier on the cat."""
     architecture = name.replace("-", "_")
-    backbone = build_cnn(CnnSettings(name=f"vision/{name}"), None).eval()
+    backbone = build_cnn(CnnSettings(name=f"vision/{name}"), None, {}).eval()
     folder = asset(name)
     (path,) = folder.glob("*.pth")
     weights = Weights(f"asset:{name}", folder, (path,))
@@ -435,7 +435,7 @@ def test_fashion_mnist_is_whole() -> None:
 
 def test_lite0_names_its_tensors_as_the_file_does() -> None:
     """Names and shapes of the published file, without having it."""
-    backbone = build_cnn(CnnSettings(name="vision/efficientnet-lite0"), None)
+    backbone = build_cnn(CnnSettings(name="vision/efficientnet-lite0"), None, {})
     names = backbone.upstream_state_dict()
     # 49 convolutions, each with a normalisation of five tensors; _fc is the head's,
     # 1,281,000 of the 4,652,008 parameters that the network is published with.

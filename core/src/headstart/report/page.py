@@ -263,9 +263,18 @@ def _curves(run: RunFiles) -> list[Figure]:
         loss = [replace(loss[0], name="", faint=True), steady]
         caption += " Pale: each logged mean of the training loss; strong: smoothed."
     add("loss", [*loss, line("validation", valid, "loss", 1)], caption, mark=mark)
+    control = (run.summary.get("scratch") or {}).get("curve", [])
     for name in run.summary.get("goals") or _metric_names(valid):
-        if name != "loss":
-            add(name, [line("", valid, name, 1)], f"Validation {name}.", mark=mark)
+        if name == "loss":
+            continue
+        caption = f"Validation {name}."
+        lines = [line("", valid, name, 1)]
+        if control:
+            # Both from pretrained and from random weights, step by step.
+            lines = [line("this run", valid, name, 1)]
+            lines.append(line("from scratch", control, name, 2))
+            caption += " From scratch: the same model from random weights."
+        add(name, lines, caption, mark=mark)
     base = line("backbone", train, "learning_rate", 0)
     head = line("head", train, "head_learning_rate", 2)
     tops = [max((y for y in one.y if y > 0), default=0.0) for one in (base, head)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ class Evaluation:
         task: What the data module found out (labels and the like).
         samples: Samples as people see them (``DataModule.show``), by index.
         rows: Rows in tables of samples; the recipe's ``report.samples``.
+        scores: Of metrics that are means over samples, each sample's part, by name;
+            NaN where a sample does not count.
+        before: What ``Head.probe`` gave before the first step, tensors as arrays.
+        after: The same after the last one.
     """
 
     split: str
@@ -93,6 +97,9 @@ class Evaluation:
     task: Mapping[str, Any]
     samples: Callable[[int], Mapping[str, Any]] | Sequence[Mapping[str, Any]]
     rows: int = 12
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
 
     def shown(self, index: int) -> dict[str, Any]:
         """The sample at an index as people see it."""

@@ -55,8 +55,14 @@ def interval(correct: Any) -> tuple[float, float]:
 
 
 def mean_interval(values: Any) -> tuple[float, float]:
-    """95 % interval of a mean by the normal approximation, of two values or more."""
+    """95 % interval of a mean by the normal approximation, of two values or more.
+
+    Values that are not a number do not count.
+    """
     known = np.asarray(values, dtype=float)
+    known = known[~np.isnan(known)]
+    if len(known) < 2:
+        return (-math.inf, math.inf)
     half = Z95 * float(known.std(ddof=1)) / math.sqrt(len(known))
     return (float(known.mean()) - half, float(known.mean()) + half)
 
@@ -68,11 +74,18 @@ _SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "mean-absolute-error": lambda target, prediction: np.abs(target - prediction),
 }
 _SHARES = ("accuracy", "exact-match")
-"""Those whose score is right or wrong; the others are errors, where less is better."""
+"""Those whose score is right or wrong."""
+_ERRORS = ("mean-absolute-error",)
+"""Those where less is better."""
 
 
 def _scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
     """Scores per sample of the metrics that are known to be their means."""
+    return {**_usual_scores(evaluation), **evaluation.scores}
+
+
+def _usual_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Those of metrics whose names say what they are."""
     if not {"target", "prediction"} <= set(evaluation.outputs):
         return {}
     if not _SCORES.keys() & evaluation.metrics.keys():
@@ -119,9 +132,9 @@ def gains(ours: Evaluation, theirs: Evaluation) -> dict[str, list[float]]:
     return {
         name: list(
             mean_interval(
-                mine[name] - other[name]
-                if name in _SHARES
-                else other[name] - mine[name]
+                other[name] - mine[name]
+                if name in _ERRORS
+                else mine[name] - other[name]
             )
         )
         for name in mine.keys() & other.keys()

@@ -216,7 +216,8 @@ class BackboneTests(OwnParts):
         tensors = backbone.upstream_state_dict()
         save_file({k: v.clone().contiguous() for k, v in tensors.items()}, path)
         other = tiny_backbone(backbone_spec, seed=2)
-        report = load_weights(other, Weights("file:test", None, (path,)))
+        rows = {backbone.upstream_name(k): (*v,) for k, v in backbone.rows.items()}
+        report = load_weights(other, Weights("file:test", None, (path,), rows=rows))
         assert report.loaded == len(names)
         assert same(dict(other.state_dict()), dict(backbone.state_dict()))
 

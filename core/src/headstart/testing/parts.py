@@ -26,7 +26,7 @@ def tiny_backbone(spec: BackboneSpec, seed: int = 0) -> Backbone:
     """The spec's tiny variant with random parameters."""
     torch.manual_seed(seed)
     settings = resolve(spec.settings)(name=spec.name, **spec.tiny)
-    backbone: Backbone = resolve(spec.factory)(settings, None)
+    backbone: Backbone = resolve(spec.factory)(settings, None, spec.sample_task)
     return backbone
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,10 +21,28 @@ from headstart.weights.tensors import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
+    from headstart.data import DataModule
     from headstart.fetch.http import Progress
     from headstart.plugins import Registry
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What a weights source may need beside the reference.
+
+    Attributes:
+        registry: The loaded plugins.
+        progress: Told about transfers, if anybody wants to know.
+        data: Loaded, not prepared: for sources that learn from an earlier part of it.
+    """
+
+    registry: Registry
+    progress: Progress | None = None
+    data: DataModule | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +56,9 @@ class Weights:
         revision: The commit that a hub resolved the reference to.
         licence: As the source declares it; empty when it does not.
         classes: Names of the classes of a pretrained head, in the order of its rows.
+        rows: Of tensors that are tables: what their rows belong to, by the source's
+            names of the tensors.
+        native: Whether the tensors have our own names, as in a run.
     """
 
     reference: str
@@ -46,6 +67,8 @@ class Weights:
     revision: str = ""
     licence: str = ""
     classes: tuple[str, ...] = ()
+    rows: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    native: bool = False
 
     @cached_property
     def sha256(self) -> str:
@@ -61,15 +84,12 @@ class Weights:
         return read_tensors(self.files)
 
 
-def resolve_weights(
-    reference: str, registry: Registry, progress: Progress | None = None
-) -> Weights:
+def resolve_weights(reference: str, context: SourceContext) -> Weights:
     """Bring what a reference names to this machine.
 
     Args:
         reference: ``scheme:rest``, or ``none``.
-        registry: Knows the schemes.
-        progress: Told about transfers.
+        context: Its registry knows the schemes.
 
     Raises:
         UserError: No such scheme, or what is named cannot be had.
@@ -79,11 +99,11 @@ def resolve_weights(
     if reference == "none":
         colon = ":"
     if not colon or len(scheme) == 1 or set(scheme) & set("/\\."):
-        raise _without_scheme(reference, registry)
-    spec = registry.weight_source(scheme)
-    if not rest and scheme != "none":
+        raise _without_scheme(reference, context.registry)
+    spec = context.registry.weight_source(scheme)
+    if not rest and not spec.bare:
         raise UserError(f"nothing follows {reference!r}", where="backbone.weights")
-    weights: Weights = resolve(spec.resolver)(rest, registry, progress)
+    weights: Weights = resolve(spec.resolver)(rest, context)
     if not weights.files and scheme != "none":
         raise PluginError(
             f"the weight source '{scheme}:' gave no files",
@@ -110,32 +130,26 @@ def _without_scheme(reference: str, registry: Registry) -> UserError:
     )
 
 
-def resolve_none(
-    reference: str, registry: Registry, progress: Progress | None
-) -> Weights:
+def resolve_none(reference: str, context: SourceContext) -> Weights:
     """No weights: the backbone keeps its random parameters, as a control."""
     return Weights("none", None, ())
 
 
-def resolve_asset(
-    reference: str, registry: Registry, progress: Progress | None
-) -> Weights:
+def resolve_asset(reference: str, context: SourceContext) -> Weights:
     """An asset of any loaded plugin, by name.
 
     Raises:
         AssetError: There is no such asset, or it cannot be had.
     """
-    packages = [p.package for p in registry.plugins if p.status == "loaded"]
+    packages = [p.package for p in context.registry.plugins if p.status == "loaded"]
     asset = assets.find_asset(reference, packages)
-    folder = assets.fetch(asset, progress=progress)
+    folder = assets.fetch(asset, progress=context.progress)
     return Weights(
         f"asset:{reference}", folder, tensor_files(folder), licence=asset.licence
     )
 
 
-def resolve_file(
-    reference: str, registry: Registry, progress: Progress | None
-) -> Weights:
+def resolve_file(reference: str, context: SourceContext) -> Weights:
     """A file of tensors, or a folder as transformers' ``save_pretrained`` writes it.
 
     Raises:
@@ -163,9 +177,35 @@ def resolve_file(
     return Weights(name, path.parent if configured else None, (path,))
 
 
-def resolve_hub(
-    reference: str, registry: Registry, progress: Progress | None
-) -> Weights:
+def resolve_run(reference: str, context: SourceContext) -> Weights:
+    """The kept model of another run, its tables with the names of their rows.
+
+    Raises:
+        UserError: It is no run folder, or has no checkpoint that holds.
+    """
+    from headstart.checkpoint import open_checkpoint
+    from headstart.run_folder import ARCHITECTURE, ROWS, read_json
+
+    folder = Path(reference).expanduser()
+    if not (folder / "recipe.toml").is_file():
+        raise UserError(
+            "this is not a run folder",
+            where=f"run:{reference}",
+            why=f"there is no {folder.absolute() / 'recipe.toml'}",
+            fix="give the folder that `headstart run` named, e.g. run:runs/…",
+        )
+    checkpoint, _ = open_checkpoint(folder / "checkpoints")
+    rows = folder / ROWS
+    return Weights(
+        f"run:{reference}",
+        folder / ARCHITECTURE,
+        (checkpoint.kept_file,),
+        rows={k: tuple(v) for k, v in read_json(rows).items()} if rows.exists() else {},
+        native=True,
+    )
+
+
+def resolve_hub(reference: str, context: SourceContext) -> Weights:
     """A model on the Hugging Face hub: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
 
     Raises:

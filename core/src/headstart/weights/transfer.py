@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from headstart.errors import Fault, UserError
+from headstart.weights.rows import AlignedTable, RowTransfer, align_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -62,6 +63,7 @@ class TransferReport:
         head_loaded: The head's parameters that came with the weights.
         classes_kept: Classes whose rows of a pretrained head were kept.
         classes_new: The other classes, when the weights held a head of this kind.
+        rows: What became of the rows of tables, by id.
         stages: Filled in by the trainer, the head last.
     """
 
@@ -77,6 +79,7 @@ class TransferReport:
     head_loaded: tuple[str, ...] = ()
     classes_kept: tuple[str, ...] = ()
     classes_new: tuple[str, ...] = ()
+    rows: tuple[RowTransfer, ...] = ()
     stages: tuple[StageTransfer, ...] = ()
 
     @property
@@ -103,6 +106,7 @@ class TransferReport:
             "head_loaded": list(self.head_loaded),
             "classes_kept": list(self.classes_kept),
             "classes_new": list(self.classes_new),
+            "rows": [asdict(table) for table in self.rows],
         }
 
     def lines(self) -> list[str]:
@@ -124,6 +128,12 @@ class TransferReport:
                 f"  {label:14s} {_tensors(count)}: {why}"
                 for why, count in Counter(why for _, why in pairs).items()
             ]
+        for table in self.rows:
+            started = f" ({table.started})" if table.started else ""
+            lines.append(
+                f"  rows           {table.table}: {table.matched:,} matched by id, "
+                f"{table.new:,} new{started}, {table.dropped:,} dropped"
+            )
         if self.head_loaded:
             lines.append(f"  head           {_tensors(len(self.head_loaded))} loaded")
         if self.classes_kept or self.classes_new:
@@ -155,6 +165,7 @@ class _Plan:
     missing: list[str] = field(default_factory=list)
     reshaped: dict[str, str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    tables: list[AlignedTable] = field(default_factory=list)
 
 
 def load_weights(
@@ -170,7 +181,8 @@ def load_weights(
     Every tensor of the source must have a place and every place a tensor, of the same
     shape and finite. What a backbone says it ignores and what belonged to dropped
     stages is skipped; anything else must be allowed by name. Values are cast to the
-    backbone's types. Nothing is copied unless everything fits.
+    backbone's types. Tables whose rows belong to named things (``Backbone.rows``) are
+    aligned by id. Nothing is copied unless everything fits.
 
     Args:
         backbone: Built, with random parameters; ``keep`` already applied.
@@ -195,16 +207,30 @@ def load_weights(
             weights.reference, reinitialised=tuple((name, why) for name in ours)
         )
     theirs = weights.tensors()
+    left: list[tuple[str, str]] = []
+    if weights.native:
+        theirs, left = _from_run(theirs, backbone, head)
     pretrained = _PretrainedHead(head, theirs, weights.classes, labels)
     rest = {name: t for name, t in theirs.items() if name not in pretrained.names}
+    tables, misaligned = align_tables(backbone, rest, weights.rows)
+    rest |= {table.table: table.values for table in tables}
     plan = _plan(backbone, ours, rest, allow)
     plan.faults += pretrained.faults
+    if misaligned:
+        # Their shapes say nothing: rows are matched by id.
+        plan.reshaped = {
+            name: shapes
+            for name, shapes in plan.reshaped.items()
+            if name not in {*map(backbone.upstream_name, backbone.rows)}
+        }
+        plan.faults += misaligned
     if faults := _faults(plan, weights.reference):
         raise UserError(*faults)
     with torch.no_grad():
         for name, tensor in plan.take.items():
             ours[name].copy_(tensor)
     pretrained.copy()
+    rows = tuple(table.start_others(backbone) for table in tables)
     parameters = {
         id(ours[name]): ours[name].numel()
         for name in plan.take
@@ -217,12 +243,40 @@ def load_weights(
         weights.licence,
         loaded=len(plan.take),
         loaded_parameters=sum(parameters.values()),
-        skipped=(*plan.skipped, *pretrained.skipped),
+        skipped=(*plan.skipped, *left, *pretrained.skipped),
         reinitialised=tuple(plan.reinitialised),
         head_loaded=tuple(pretrained.values),
         classes_kept=pretrained.kept,
         classes_new=pretrained.new,
+        rows=rows,
     )
+
+
+def _from_run(
+    theirs: Mapping[str, Tensor], backbone: Backbone, head: Head | None
+) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
+    """A run's tensors under the names that they have in files of the upstream library.
+
+    Returns:
+        Those that may have a place, and the others with why they have none.
+    """
+    found: dict[str, Tensor] = {}
+    left: list[tuple[str, str]] = []
+    prefixes: Mapping[str, str] = getattr(head, "upstream", {})
+    averaged = any(raw.startswith("module.") for raw in theirs)
+    for raw, tensor in theirs.items():
+        if averaged and not raw.startswith("module."):
+            continue
+        part, _, name = raw.removeprefix("module.").partition(".")
+        if part == "backbone":
+            found[backbone.upstream_name(name)] = tensor
+            continue
+        prefix = max((p for p in prefixes if name.startswith(p)), key=len, default="")
+        if prefix:
+            found[prefixes[prefix] + name[len(prefix) :]] = tensor
+        else:
+            left.append((raw, "that run's own head"))
+    return found, left
 
 
 class _PretrainedHead:
@@ -337,6 +391,8 @@ def _plan(
         if pattern := _matching((name,), allow):
             why = f"not in the weights; allowed by {pattern!r}"
             plan.reinitialised.append((name, why))
+        elif _matching((name,), backbone.optional):
+            plan.reinitialised.append((name, "not in the weights, which need not be"))
         elif name.replace("num_batches_tracked", "running_mean") in seen:
             # torch's own loading fills it in as well: nothing is computed from it.
             plan.reinitialised.append((name, "a counter that older files lack"))

@@ -187,7 +187,9 @@ def token_mask(attention_mask: Tensor) -> Tensor:
     return attention_mask[:, None, None, :].bool()
 
 
-def build_encoder(settings: EncoderSettings, folder: Path | None) -> Backbone:
+def build_encoder(
+    settings: EncoderSettings, folder: Path | None, task: Mapping[str, Any]
+) -> Backbone:
     """A BERT-family encoder with random parameters, cut into stages.
 
     The stages are ``embeddings``, ``layer0`` … and, where the model has one, a final

@@ -138,7 +138,9 @@ class Blocks(nn.Module):
         return {**state, f"{self.name}_first": first, self.name: features}
 
 
-def build_cnn(settings: CnnSettings, folder: Path | None) -> Backbone:
+def build_cnn(
+    settings: CnnSettings, folder: Path | None, task: Mapping[str, Any]
+) -> Backbone:
     """A network of torchvision with random parameters, cut into stages.
 
     The stages are ``stem`` and ``layer1`` to ``layer4``, with maps of stride 4, 8, 16

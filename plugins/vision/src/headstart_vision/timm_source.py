@@ -17,15 +17,17 @@ from headstart_vision import catalogue
 from headstart_vision.backbones import Blocks, Stem, normalised, read_config
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from headstart.fetch.http import Progress
-    from headstart.plugins import Registry
     from headstart.stages import State
+    from headstart.weights.sources import SourceContext
     from headstart_vision.settings import TimmSettings
 
 
-def build_timm(settings: TimmSettings, folder: Path | None) -> Backbone:
+def build_timm(
+    settings: TimmSettings, folder: Path | None, task: Mapping[str, Any]
+) -> Backbone:
     """A network of timm with random parameters, cut into stages.
 
     There is a stage for each map of timm's ``features_only``, named by its stride:
@@ -204,16 +206,13 @@ def reference_timm(backbone: Backbone, state: State) -> dict[str, Tensor]:
     return dict(zip(backbone.features, maps, strict=False))
 
 
-def resolve_timm(
-    reference: str, registry: Registry, progress: Progress | None
-) -> Weights:
+def resolve_timm(reference: str, context: SourceContext) -> Weights:
     """A pretrained network of timm, from where timm keeps it on the hub.
 
     Args:
         reference: timm's name, e.g. ``resnet18.a1_in1k`` or ``resnet18``, with an
             optional ``@REVISION``.
-        registry: Not needed.
-        progress: Not needed; the hub's client shows its own.
+        context: Not needed; the hub's client shows its own progress.
 
     Raises:
         PluginError: timm is not installed.

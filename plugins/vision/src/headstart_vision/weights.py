@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from headstart.fetch.http import Progress
-    from headstart.plugins import Registry
+    from headstart.weights.sources import SourceContext
 
 LICENCE = "BSD-3-Clause (torchvision); the data it was trained on has terms of its own"
 # Video and optical flow take no single images; quantised tensors cannot be fine-tuned.
@@ -55,9 +55,7 @@ OTHER_BODIES = {
 }
 
 
-def resolve_torchvision(
-    reference: str, registry: Registry, progress: Progress | None
-) -> Weights:
+def resolve_torchvision(reference: str, context: SourceContext) -> Weights:
     """Weights from torchvision's server, kept in the cache with a ``config.json``.
 
     The file's hash is compared with the part of it that its name states. The pickle is
@@ -65,8 +63,7 @@ def resolve_torchvision(
 
     Args:
         reference: ``ENUMERATION.NAME``; ``DEFAULT`` is what torchvision recommends.
-        registry: Not needed.
-        progress: Told about the transfer.
+        context: Its progress is told about the transfer.
 
     Raises:
         UserError: There are no such weights, or they cannot be had.
@@ -81,7 +78,7 @@ def resolve_torchvision(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder):
-            _bring(url, path, progress)
+            _bring(url, path, context.progress)
             files = (_renamed(path),) if _is_detector(model) else (path,)
             text = json.dumps(_config(model, weights), indent=1)
             write_text(folder / "config.json", text)

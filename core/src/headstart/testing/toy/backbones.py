@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from headstart.specs import Feature
 from headstart.stages import Backbone
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from headstart.stages import State
@@ -32,7 +33,9 @@ class Layer(nn.Module):
         return {**state, "hidden": self.dropout(hidden)}
 
 
-def build_network(settings: NetworkSettings, folder: Path | None) -> Backbone:
+def build_network(
+    settings: NetworkSettings, folder: Path | None, task: Mapping[str, Any]
+) -> Backbone:
     """Three layers; ``points`` (batch, 2) to ``hidden`` (batch, width)."""
     width, dropout = settings.width, settings.dropout
     return Backbone(
