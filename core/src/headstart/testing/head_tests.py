@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from headstart.model import Model
 from headstart.testing.parts import (
     OwnParts,
     backward,
@@ -16,8 +15,7 @@ from headstart.testing.parts import (
     requires_gradient,
     same,
     sample_batch,
-    tiny_backbone,
-    tiny_head,
+    tiny_model,
 )
 
 if TYPE_CHECKING:
@@ -33,8 +31,7 @@ class HeadTests(OwnParts):
         self, pair: tuple[BackboneSpec, HeadSpec]
     ) -> None:
         batch = sample_batch(*pair)
-        backbone = tiny_backbone(pair[0])
-        model = Model(backbone, tiny_head(pair[1], backbone)).train()
+        model = tiny_model(pair).train()
         loss = model.head.loss(model(model.prefix(batch)))
         assert loss.ndim == 0 and torch.isfinite(loss)
         backward(loss)
@@ -45,8 +42,7 @@ class HeadTests(OwnParts):
         self, pair: tuple[BackboneSpec, HeadSpec]
     ) -> None:
         batch = sample_batch(*pair)
-        backbone = tiny_backbone(pair[0])
-        model = Model(backbone, tiny_head(pair[1], backbone)).eval()
+        model = tiny_model(pair).eval()
         with torch.no_grad():
             whole = model.head.loss(model(model.prefix(batch)))
             total = model.head.weight(batch)
@@ -62,8 +58,7 @@ class HeadTests(OwnParts):
         self, pair: tuple[BackboneSpec, HeadSpec]
     ) -> None:
         batch = sample_batch(*pair)
-        backbone = tiny_backbone(pair[0])
-        model = Model(backbone, tiny_head(pair[1], backbone)).eval()
+        model = tiny_model(pair).eval()
         with torch.no_grad():
             outputs = model.head.outputs(model(model.prefix(batch)))
             length = batch_length(batch)
@@ -81,10 +76,7 @@ class HeadTests(OwnParts):
         self, pair: tuple[BackboneSpec, HeadSpec]
     ) -> None:
         batch = sample_batch(*pair)
-        models = []
-        for seed in (1, 2):
-            backbone = tiny_backbone(pair[0], seed)
-            models.append(Model(backbone, tiny_head(pair[1], backbone)).eval())
+        models = [tiny_model(pair, seed).eval() for seed in (1, 2)]
         models[1].load_state_dict(models[0].state_dict(), strict=True)
         with torch.no_grad():
             first, second = (m.head.outputs(m(m.prefix(batch))) for m in models)
@@ -120,7 +112,7 @@ class HeadTests(OwnParts):
         self, pair: tuple[BackboneSpec, HeadSpec]
     ) -> None:
         batch = sample_batch(*pair)
-        head = tiny_head(pair[1], tiny_backbone(pair[0]))
+        head = tiny_model(pair).head
         weight = head.weight({key: batch[key] for key in pair[1].targets})
         assert weight.ndim == 0 and weight.is_floating_point()
         assert same(weight, head.weight(batch))
@@ -128,8 +120,9 @@ class HeadTests(OwnParts):
     @staticmethod
     def _features(pair: tuple[BackboneSpec, HeadSpec]) -> tuple[Head, State]:
         """A head, and what reaches it behind a frozen backbone."""
-        backbone = tiny_backbone(pair[0]).eval()
+        model = tiny_model(pair)
+        backbone = model.backbone.eval()
         with torch.no_grad():
             state = backbone.run(sample_batch(*pair))
         kept = {k: v for k, v in state.items() if k not in backbone.consumed}
-        return tiny_head(pair[1], backbone), kept
+        return model.head, kept

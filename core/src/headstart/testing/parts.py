@@ -30,10 +30,24 @@ def tiny_backbone(spec: BackboneSpec, seed: int = 0) -> Backbone:
     return backbone
 
 
-def tiny_head(spec: HeadSpec, backbone: Backbone) -> Head:
+def pair_task(backbone_spec: BackboneSpec, head_spec: HeadSpec) -> dict[str, Any]:
+    """The head's task; where the backbone's size depends on the data, with its own."""
+    return {**head_spec.sample_task, **backbone_spec.sample_task}
+
+
+def tiny_head(
+    spec: HeadSpec, backbone: Backbone, task: Mapping[str, Any] | None = None
+) -> Head:
     settings = resolve(spec.settings)(name=spec.name, **spec.tiny)
-    head: Head = resolve(spec.factory)(settings, backbone.features, spec.sample_task)
+    factory = resolve(spec.factory)
+    head: Head = factory(settings, backbone.features, task or spec.sample_task)
     return head
+
+
+def tiny_model(pair: tuple[BackboneSpec, HeadSpec], seed: int = 0) -> Model:
+    """A backbone and a head that fit, in their tiny variants."""
+    backbone = tiny_backbone(pair[0], seed)
+    return Model(backbone, tiny_head(pair[1], backbone, pair_task(*pair)))
 
 
 def batch_length(state: Mapping[str, Any]) -> int:
@@ -43,7 +57,8 @@ def batch_length(state: Mapping[str, Any]) -> int:
 def sample_batch(backbone_spec: BackboneSpec, head_spec: HeadSpec) -> State:
     """Inputs and targets of one batch."""
     inputs: State = resolve(backbone_spec.sample)(tiny_backbone(backbone_spec))
-    targets = resolve(head_spec.sample)(head_spec.sample_task, batch_length(inputs))
+    task = pair_task(backbone_spec, head_spec)
+    targets = resolve(head_spec.sample)(task, batch_length(inputs))
     return {**inputs, **targets}
 
 
