@@ -15,7 +15,7 @@ from headstart.data import Columns
 from headstart.errors import DataError
 from headstart_recsys.data import InteractionData, SequenceData
 from headstart_recsys.samples import Ragged, joined
-from headstart_recsys.sampling import NegativeSampler
+from headstart_recsys.sampling import EventSampler
 from headstart_recsys.sequences import Windows
 from headstart_recsys.settings import InteractionSettings, SequenceSettings
 from headstart_recsys.tiny import tiny_interactions, tiny_sequences
@@ -213,10 +213,10 @@ def test_cold_candidates_need_cold_items(tmp_path: Path) -> None:
 
 
 def test_filters_keep_titles_with_their_items(tmp_path: Path) -> None:
-    data = interactions(tmp_path, positive_from=4, min_item_events=11)
+    data = interactions(tmp_path, positive_from=4, min_item_events=13)
     removed = {step["why"] for step in data.describe()["left out"]}
     assert len(removed) == 2
-    assert 2 < len(data.item_ids) < 30
+    assert 2 < len(data.item_ids) < 32
     for name, title in zip(data.item_ids, data.task["titles"], strict=True):
         assert title.endswith(f" thing {name[1:]}")
 
@@ -315,6 +315,24 @@ def test_negatives_are_what_the_user_does_not_have(tmp_path: Path) -> None:
     assert len(negatives.unique()) == 26
 
 
+def test_training_histories_are_the_users_without_what_is_to_be_found(
+    tmp_path: Path,
+) -> None:
+    data = interactions(tmp_path, earlier=0.3, history=40, negatives=0)
+    batch = data.samples("train").take(np.arange(len(data.samples("train"))))
+    found = data.augment(batch, torch.Generator().manual_seed(0))["history"]
+    assert found.shape == (len(batch["item"]), 40)
+    matrix = data.train_matrix("validation").toarray() > 0
+    for user, item, row in zip(
+        batch["user"].tolist(), batch["item"].tolist(), found.tolist(), strict=True
+    ):
+        own = set(np.flatnonzero(matrix[user]).tolist()) - {item}
+        assert set(row) - {-1} <= own
+        if len(own) > 1:
+            # Of so many draws at least two are different.
+            assert len(set(row) - {-1}) > 1
+
+
 def test_negatives_of_sequences_are_their_users(tmp_path: Path) -> None:
     data = sequences(tmp_path, negatives=3)
     batch = data.samples("train").take(np.arange(20))
@@ -328,7 +346,7 @@ def test_negatives_of_sequences_are_their_users(tmp_path: Path) -> None:
 def test_what_is_known_is_found_exactly(filtered: bool) -> None:
     generator = np.random.default_rng(0)
     pairs = generator.permutation(5000 * 300)[:40_000]
-    sampler = NegativeSampler(
+    sampler = EventSampler(
         (pairs // 300).astype(np.int32), (pairs % 300).astype(np.int32), 300
     )
     keys = torch.from_numpy(generator.integers(0, 5000 * 300, 20_000))
@@ -344,7 +362,7 @@ def test_what_is_known_is_found_exactly(filtered: bool) -> None:
 
 def test_filter_keeps_most_lookups_away() -> None:
     pairs = np.random.default_rng(0).permutation(10_000 * 1000)[:100_000]
-    sampler = NegativeSampler(
+    sampler = EventSampler(
         (pairs // 1000).astype(np.int32), (pairs % 1000).astype(np.int32), 1000
     )
     asked = 0
@@ -363,7 +381,7 @@ def test_filter_keeps_most_lookups_away() -> None:
 
 def test_negatives_by_popularity_follow_the_counts() -> None:
     empty = np.zeros(0, dtype=np.int32)
-    sampler = NegativeSampler(empty, empty, 4, np.array([1, 0, 6, 3]))
+    sampler = EventSampler(empty, empty, 4, np.array([1, 0, 6, 3]))
     drawn = sampler.draw(
         torch.zeros(20_000, dtype=torch.int64),
         (20_000, 1),

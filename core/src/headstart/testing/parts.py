@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+import numpy as np
 import torch
 
 from headstart.model import Model
@@ -66,6 +67,8 @@ def same(left: Any, right: Any) -> bool:
     """Bit-identical, through nested values."""
     if isinstance(left, torch.Tensor):
         return bool(left.dtype == right.dtype and torch.equal(left, right))
+    if isinstance(left, np.ndarray):
+        return bool(left.dtype == right.dtype and np.array_equal(left, right))
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(
             same(left[k], right[k]) for k in left

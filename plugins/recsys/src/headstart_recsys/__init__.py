@@ -160,7 +160,6 @@ _GROUPS = {
     "known-users-": ("hits", "relevant", "cold_user"),
 }
 _ABOUT = {
-    "": "",
     "cold-": "; items without an event in training, among themselves",
     "cold-users-": "; users without an event in training",
     "known-users-": "; users with events in training",
@@ -183,11 +182,16 @@ def _metric(name: str, k: int, summary: str, **varying: Any) -> MetricSpec:
 
 @hookimpl
 def register_metrics() -> Sequence[MetricSpec]:
-    ranked = [
-        _metric(f"{group}{name}", k, summary + _ABOUT[group], inputs=_GROUPS[group])
-        for group in _GROUPS
+    everyone = [
+        _metric(name, k, summary, inputs=_GROUPS[""])
         for name, summary in _RANKED.items()
         for k in (5, 10, 20, 50, 100)
+    ]
+    apart = [
+        _metric(f"{group}{name}", k, _RANKED[name] + about, inputs=_GROUPS[group])
+        for group, about in _ABOUT.items()
+        for name in ("ndcg", "recall", "hr")
+        for k in (10, 20)
     ]
     lists = [
         _metric(
@@ -204,7 +208,7 @@ def register_metrics() -> Sequence[MetricSpec]:
         )
         for k in (10, 20)
     ]
-    return [*ranked, *lists]
+    return [*everyone, *apart, *lists]
 
 
 @hookimpl

@@ -29,7 +29,7 @@ from headstart_recsys.samples import (
     collate_users,
     grouped,
 )
-from headstart_recsys.sampling import NegativeSampler
+from headstart_recsys.sampling import EventSampler
 from headstart_recsys.sequences import Windows, collate_windows
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class InteractionData(DataModule):
         self._events: Events | None = None
         self._samples: dict[Split, Sequence[Sample]] = {}
         self._notes: dict[str, Any] = {}
-        self._sampler: NegativeSampler | None = None
+        self._sampler: EventSampler | None = None
 
     # The contract of DataModule
 
@@ -140,16 +140,25 @@ class InteractionData(DataModule):
 
     @property
     def augments(self) -> bool:
-        return self.settings.negatives > 0
+        return self.settings.negatives > 0 or self.settings.history > 0
 
     def augment(self, batch: State, generator: torch.Generator) -> State:
-        """Add ``negatives``, int64 ``(B, n)`` or, to sequences, ``(B, L, n)``."""
-        if not self.augments:
+        """Add ``negatives``, int64 ``(B, n)`` or, to sequences, ``(B, L, n)``.
+
+        And, where ``data.history`` asks for it, a ``history`` without the item that is
+        to be found, int64 ``(B, data.history)``.
+        """
+        count, length = self.settings.negatives, self.settings.history
+        if length and "item" in batch:
+            history = self._sampler_of_events().some(
+                batch["user"], batch["item"], length, generator
+            )
+            batch = {**batch, "history": history}
+        if not count:
             return batch
         shape = batch["positives" if "positives" in batch else "item"].shape
-        negatives = self._negative_sampler().draw(
-            batch["user"], (*shape, self.settings.negatives), generator
-        )
+        sampler = self._sampler_of_events()
+        negatives = sampler.draw(batch["user"], (*shape, count), generator)
         return {**batch, "negatives": negatives}
 
     def from_inputs(self, inputs: Sequence[Any]) -> UserRows:
@@ -381,13 +390,14 @@ class InteractionData(DataModule):
             prefix=f"{split}: user ",
         )
 
-    def _negative_sampler(self) -> NegativeSampler:
+    def _sampler_of_events(self) -> EventSampler:
         """Made at the first batch; draws items that exist in training alone."""
         if self._sampler is None:
             items = len(self.item_ids)
+            wanted = self.settings.verify_negatives or self.settings.history
             users, ours = (
                 self.events.joined(column, TRAINING)
-                if self.settings.verify_negatives
+                if wanted
                 else np.zeros(0, dtype=np.int32)
                 for column in ("users", "items")
             )
@@ -395,7 +405,7 @@ class InteractionData(DataModule):
             weights = self.events.counts(["train"] if popular else TRAINING, items)
             if not popular:
                 weights = (weights > 0).astype(np.int64)
-            self._sampler = NegativeSampler(users, ours, items, weights)
+            self._sampler = EventSampler(users, ours, items, weights)
         return self._sampler
 
     def _histories(self) -> Histories:

@@ -388,15 +388,19 @@ def sample_targets(task: Mapping[str, Any], batch_size: int) -> State:
     # The second one is padding in every other row.
     held_out[1::2, 1] = -1
     state: State = {"held_out": held_out, "cold_user": rows % 2 == 1}
+    known = torch.tensor([i for i in range(items) if i not in task["cold"]])
     if "sequence_length" in task:
         steps = torch.arange(task["sequence_length"])
-        positives = (rows[:, None] + steps + 1) % items
+        places = rows[:, None] + steps
+        positives = known[(places + 1) % len(known)]
         state["positives"] = positives.masked_fill(steps < rows[:, None] % 2, -1)
-        state["negatives"] = (positives[..., None] + torch.tensor([1, 2])) % items
+        state["negatives"] = known[
+            (places[..., None] + torch.arange(2, 4)) % len(known)
+        ]
         return state
-    state["item"] = rows % items
+    state["item"] = known[rows % len(known)]
     state["weight"] = 1.0 + rows % 2
-    state["negatives"] = (rows[:, None] + torch.tensor([1, 2])) % items
+    state["negatives"] = known[(rows[:, None] + torch.arange(1, 3)) % len(known)]
     return state
 
 

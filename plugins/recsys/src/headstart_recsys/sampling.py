@@ -20,7 +20,7 @@ _MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)
 """2^64 over the golden ratio, odd (Knuth, The Art of Computer Programming 3, 6.4)."""
 
 
-class NegativeSampler:
+class EventSampler:
     """Draws items for users, none of which they have (but by great misfortune).
 
     What a user has is looked up among sorted ``user * items + item`` keys. On a CPU
@@ -97,6 +97,40 @@ class NegativeSampler:
             flat[places] = self._random(places.shape, generator)
             places = places[self._found(base[places] + flat[places])]
         return drawn
+
+    def some(
+        self,
+        users: torch.Tensor,
+        without: torch.Tensor,
+        count: int,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Some of what each user has, as a history to train on.
+
+        Drawn with repetition, so that every user has as wide a row and nothing is
+        looked up one by one.
+
+        Args:
+            users: Codes, int64 ``(B,)``.
+            without: The item to be found, which is never among them, int64 ``(B,)``.
+            count: Places of each row.
+            generator: On the users' device.
+
+        Returns:
+            Item codes, int64 ``(B, count)``; -1 where the item to be found was drawn.
+        """
+        self._move(users.device)
+        first, end = (
+            torch.searchsorted(self._keys, (users + more) * self._count)
+            for more in (0, 1)
+        )
+        share = torch.rand(
+            (len(users), count), generator=generator, device=users.device
+        )
+        width = (end - first)[:, None]
+        place = first[:, None] + (share * width).long().clamp(max=width - 1)
+        items = self._keys[place.clamp(min=0, max=len(self._keys) - 1)] % self._count
+        return items.masked_fill((items == without[:, None]) | (width == 0), -1)
 
     def _random(self, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
         tickets = torch.randint(

@@ -111,7 +111,7 @@ class InteractionSettings(DataSettings):
     repeats: Literal["stop", "first", "last", "sum"] = "last"
     """What is kept of a user's events with the same item."""
     min_user_events: Positive = 1
-    """Leave out users with fewer events, again and again until none is left (k-core)."""
+    """Leave out users with fewer events, until all have so many (k-core)."""
     min_item_events: Positive = 1
     """The same for items."""
     catalogue_items: bool = False
@@ -119,7 +119,7 @@ class InteractionSettings(DataSettings):
     split: Literal["temporal", "leave-last-one", "user-holdout"] = "temporal"
     """Where validation and test come from."""
     test_size: Size = 0.1
-    """``temporal``: share of the events, the last ones; ``user-holdout``: of the users."""
+    """Share of the events, the last ones; with ``user-holdout`` of the users."""
     validation_size: Size = 0.1
     """The same, before the test."""
     test_from: str = ""
@@ -140,6 +140,9 @@ class InteractionSettings(DataSettings):
     """Items sampled for each event in training."""
     negative_sampling: Literal["uniform", "popularity"] = "uniform"
     """How they are drawn."""
+    history: Annotated[int, Field(ge=0)] = 0
+    """Items of a user's history given with each training event; a two-tower model that
+    reads histories wants 20 or so."""
     verify_negatives: bool = True
     """Draw again what the user has in training."""
     text: str = ""

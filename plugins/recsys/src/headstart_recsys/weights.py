@@ -49,6 +49,9 @@ class Training(Settings):
     """Passes over the events."""
     regularization: Annotated[float, Field(ge=0)] = 0.01
     """Of all vectors."""
+    norm: Annotated[float, Field(ge=0)] = 0.0
+    """Mean length that the vectors are brought to, for models that want it; 0: as
+    they are."""
 
 
 class AlsTraining(Training):
@@ -256,7 +259,7 @@ def _learned(
     given: Table | None,
     told: Any,
 ) -> dict[str, Table]:
-    arguments = settings.model_dump(exclude={"start"})
+    arguments = settings.model_dump(exclude={"start", "norm"})
     items = np.bincount(matrix.indices, minlength=matrix.shape[1]) > 0
     users = np.diff(matrix.indptr) > 0
     if given is None:
@@ -281,13 +284,18 @@ def _learned(
         items |= rows >= 0
     # Those that never occur keep what they started with by chance.
     return {
-        ITEMS: _of(found.items, data.item_ids, items),
-        USERS: _of(found.users, data.user_ids, users),
+        ITEMS: _of(found.items, data.item_ids, items, settings.norm),
+        USERS: _of(found.users, data.user_ids, users, settings.norm),
     }
 
 
-def _of(vectors: np.ndarray, ids: Sequence[str], which: np.ndarray) -> Table:
-    return Table(vectors[which], tuple(ids[i] for i in np.flatnonzero(which).tolist()))
+def _of(
+    vectors: np.ndarray, ids: Sequence[str], which: np.ndarray, norm: float
+) -> Table:
+    chosen = vectors[which]
+    if norm:
+        chosen = chosen * (norm / np.linalg.norm(chosen, axis=1).mean())
+    return Table(chosen, tuple(ids[i] for i in np.flatnonzero(which).tolist()))
 
 
 def _read(reference: str, context: SourceContext) -> dict[str, Table]:
