@@ -65,7 +65,7 @@ CORE_WEIGHT_SOURCES = (
         "headstart.weights.sources:resolve_file",
     ),
     WeightSourceSpec(
-        "run", "the model of another run", "headstart.weights.sources:resolve_run"
+        "run", "the model of another run", "headstart.run_source:resolve_run"
     ),
     WeightSourceSpec(
         "none",

@@ -177,34 +177,6 @@ def resolve_file(reference: str, context: SourceContext) -> Weights:
     return Weights(name, path.parent if configured else None, (path,))
 
 
-def resolve_run(reference: str, context: SourceContext) -> Weights:
-    """The kept model of another run, its tables with the names of their rows.
-
-    Raises:
-        UserError: It is no run folder, or has no checkpoint that holds.
-    """
-    from headstart.checkpoint import open_checkpoint
-    from headstart.run_folder import ARCHITECTURE, ROWS, read_json
-
-    folder = Path(reference).expanduser()
-    if not (folder / "recipe.toml").is_file():
-        raise UserError(
-            "this is not a run folder",
-            where=f"run:{reference}",
-            why=f"there is no {folder.absolute() / 'recipe.toml'}",
-            fix="give the folder that `headstart run` named, e.g. run:runs/…",
-        )
-    checkpoint, _ = open_checkpoint(folder / "checkpoints")
-    rows = folder / ROWS
-    return Weights(
-        f"run:{reference}",
-        folder / ARCHITECTURE,
-        (checkpoint.kept_file,),
-        rows={k: tuple(v) for k, v in read_json(rows).items()} if rows.exists() else {},
-        native=True,
-    )
-
-
 def resolve_hub(reference: str, context: SourceContext) -> Weights:
     """A model on the Hugging Face hub: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
 

@@ -84,6 +84,7 @@ class InteractionSettings(DataSettings):
     """``[data]`` of ``recsys/interactions``."""
 
     kind: Literal["ranking"] = "ranking"
+    """What is to be done: put all items into order for a user."""
     path: str = ""
     """A file (CSV, TSV, Parquet, ``.inter``), a MovieLens folder, or an asset."""
     items_path: str = ""

@@ -63,6 +63,7 @@ def tiny_interactions(folder: Path) -> dict[str, Any]:
         "test_size": 0.2,
         "validation_size": 0.15,
         "negatives": 2,
+        "history": 4,
     }
 
 

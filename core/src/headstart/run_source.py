@@ -1,0 +1,39 @@
+"""The weights source ``run:FOLDER``: the model of another run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headstart.checkpoint import open_checkpoint
+from headstart.errors import UserError
+from headstart.run_folder import ARCHITECTURE, ROWS, read_json
+from headstart.weights.sources import Weights
+
+if TYPE_CHECKING:
+    from headstart.weights.sources import SourceContext
+
+
+def resolve_run(reference: str, context: SourceContext) -> Weights:
+    """The kept model of another run, its tables with the names of their rows.
+
+    Raises:
+        UserError: It is no run folder, or has no checkpoint that holds.
+    """
+    folder = Path(reference).expanduser()
+    if not (folder / "recipe.toml").is_file():
+        raise UserError(
+            "this is not a run folder",
+            where=f"run:{reference}",
+            why=f"there is no {folder.absolute() / 'recipe.toml'}",
+            fix="give the folder that `headstart run` named, e.g. run:runs/…",
+        )
+    checkpoint, _ = open_checkpoint(folder / "checkpoints")
+    rows = folder / ROWS
+    return Weights(
+        f"run:{reference}",
+        folder / ARCHITECTURE,
+        (checkpoint.kept_file,),
+        rows={k: tuple(v) for k, v in read_json(rows).items()} if rows.exists() else {},
+        native=True,
+    )
