@@ -15,7 +15,7 @@ from torch import nn
 from headstart.callbacks import Callback
 from headstart.checkpoint import newest_checkpoint, open_checkpoint
 from headstart.data import epoch_batches
-from headstart.errors import HeadstartError
+from headstart.errors import HeadstartError, UserError
 from headstart.evaluate import MetricSet, evaluate
 from headstart.fine_tuning import run
 from headstart.range_test import range_test, suggestion
@@ -536,6 +536,31 @@ def test_range_test_leaves_the_model_alone(toy_parts: Callable[..., Any]) -> Non
     assert rates[0] == pytest.approx(1e-7) and rates[-1] <= 0.1 * (1 + 1e-9)
     assert all(math.isfinite(loss) for _, loss in curve[:-1])
     assert 1e-7 <= rate <= 0.1
+
+
+def test_range_test_sees_augmented_batches(
+    toy_parts: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some losses read what only augmentation adds, e.g. sampled negatives."""
+    recipe, assembly, plan = toy_parts({**SMALL, "data.noise": 0.5})
+    given, seen = type(assembly.data).augment, []
+
+    def augment(self: Any, batch: Any, generator: torch.Generator) -> Any:
+        seen.append(len(batch["points"]))
+        return given(self, batch, generator)
+
+    monkeypatch.setattr(type(assembly.data), "augment", augment)
+    _, curve = range_test(
+        assembly.model, assembly.data, recipe, plan, assembly.execution, steps=7
+    )
+    assert len(seen) == len(curve)
+
+
+def test_range_test_explains_a_single_sample(toy_parts: Callable[..., Any]) -> None:
+    values = {**SMALL, "train.batch_size": 1}
+    recipe, assembly, plan = toy_parts(values)
+    with pytest.raises(UserError, match="BatchNorm cannot train on a single value"):
+        range_test(assembly.model, assembly.data, recipe, plan, assembly.execution)
 
 
 def curve_of(losses: Sequence[float]) -> list[tuple[float, float]]:

@@ -7,10 +7,14 @@ import math
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import torch
+
+from headstart.batch_norm import explained
 from headstart.batches import BatchParts
 from headstart.distributed import World
 from headstart.errors import HeadstartError
 from headstart.optim import build_optimizer, set_learning_rates
+from headstart.progress import Progress
 
 if TYPE_CHECKING:
     from headstart.data import DataModule
@@ -41,7 +45,7 @@ def range_test(
     """
     trial = copy.deepcopy(model)
     trial.train()
-    trial.train_stages(plan.trainable(plan.total - 1))
+    trial.train_stages(plan.trainable(max(plan.total - 1, 0)))
     # One learning rate is sought, so the head takes it too.
     settings = recipe.train.model_copy(update={"head_learning_rate": None})
     optimizer = build_optimizer(trial, settings, plan, LOWEST)
@@ -49,12 +53,15 @@ def range_test(
     curve: list[tuple[float, float]] = []
     smoothed, epoch = 0.0, 0
     growth = (HIGHEST / LOWEST) ** (1 / (steps - 1))
+    generator = torch.Generator(execution.device).manual_seed(recipe.train.seed)
     while len(curve) < steps:
         for parts in islice(batches.steps(epoch, 0), steps - len(curve)):
             rate = LOWEST * growth ** len(curve)
             set_learning_rates(optimizer, rate / LOWEST)
             state = execution.move(parts[0][1])
-            with execution.autocast():
+            if data.augments:
+                state = data.augment(state, generator)
+            with execution.autocast(), explained(trial, batches, Progress()):
                 loss = trial.head.loss(trial(trial.prefix(state)))
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -72,6 +72,8 @@ def make_trainer(
     rate = recipe.train.learning_rate
     if checkpoint is not None:
         rate = float(checkpoint.state()["learning_rate"])
+    elif rate == "auto" and not plan.total:
+        rate = 0.0
     elif rate == "auto":
         rate, curve = range_test(
             assembly.model, assembly.data, recipe, plan, assembly.execution
