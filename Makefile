@@ -10,6 +10,7 @@ PLUGIN ?= core
 DEMO_RECIPE_nlp := nlp/sentiment
 DEMO_ARGS_nlp := train.epochs=1
 DEMO_RECIPE_vision := vision/classify
+DEMO_ARGS_vision := report.scratch_control=false
 DEMO_RECIPE_recsys := recsys/warm-start
 DEMO_RECIPE ?= $(DEMO_RECIPE_$(DOMAIN))
 DEMO_ARGS ?= $(DEMO_ARGS_$(DOMAIN))
