@@ -62,16 +62,16 @@ def format_rows(
     """Columns as wide as their cells; the last one is wrapped at words.
 
     Args:
-        rows: Cells by column name, the same columns in each.
+        rows: Cells by column name; what a row lacks is a dash.
         width: Of a line, in characters.
         header: Whether the first line names the columns.
         right: The columns that are aligned to the right.
     """
     if not rows:
         return []
-    keys = list(rows[0])
+    keys = list(dict.fromkeys(key for row in rows for key in row))
     table = [{key: key for key in keys}] if header else []
-    table += [dict(row) for row in rows]
+    table += [{key: row.get(key, "–") for key in keys} for row in rows]
     wide = {key: max(len(row[key]) for row in table) for key in keys}
     *before, last = keys
     indent = sum(wide[key] + 2 for key in before)
@@ -187,7 +187,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(_cell(v) for v in value.values() if isinstance(v, str | float))
     if not isinstance(value, list):
-        return str(value)
+        return "–" if value is None else str(value)
     cells = ", ".join(_cell(item) for item in value[:SHOWN])
     return f"{cells} and {len(value) - SHOWN} more" if value[SHOWN:] else cells or "–"
 

@@ -75,7 +75,8 @@ def test_what_the_k_core_removed_is_told():
     (step,) = steps
     assert (step.events, step.users, step.items) == (3, 2, 1)
     assert step.rounds == 4
-    assert "fewer than 2" in step.describe()["why"]
+    assert "fewer than 2" in step.why
+    assert step.describe() == "3 events, 2 users, 1 item in 4 rounds"
 
 
 REPEATS = [(0, 0), (0, 1), (0, 0), (1, 0), (0, 0)]
@@ -98,6 +99,63 @@ def test_repeated_events(how, times, rows, values):
     kept, index = without_repeats(log.interactions, how, 2)
     assert index.tolist() == rows
     assert kept.values.tolist() == values
+
+
+def naive_repeats(pairs, values, times, how):
+    """By hand: the place and the value of what is left of each pair."""
+    groups = {}
+    for event, pair in enumerate(pairs):
+        groups.setdefault(tuple(pair), []).append(event)
+    left = {}
+    for events in groups.values():
+        events.sort(key=lambda e: times[e] if times is not None else e)
+        chosen = events[0] if how == "first" else events[-1]
+        if values is None:
+            left[chosen] = len(events) if how == "sum" else None
+        else:
+            counted = events if how == "sum" else [chosen]
+            left[chosen] = sum(values[e] for e in counted)
+    return sorted(left), [left[event] for event in sorted(left)]
+
+
+@pytest.mark.parametrize("how", ["first", "last", "sum"])
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("valued", [False, True])
+@pytest.mark.parametrize("items", [1, 9, 400])
+def test_repeats_are_those_of_a_plain_loop(how, timed, valued, items):
+    rng = np.random.default_rng(items)
+    pairs = np.stack([rng.integers(0, 8, 300), rng.integers(0, items, 300)], axis=1)
+    values = rng.integers(1, 9, 300) / 2 if valued else None
+    times = rng.integers(0, 4, 300) if timed else None
+    log = log_of(pairs, values, times)
+    before = {k: v.copy() for k, v in log.interactions.columns().items()}
+    kept, index = without_repeats(log.interactions, how, items)
+    rows, left = naive_repeats(pairs.tolist(), values, times, how)
+    assert index.tolist() == rows
+    assert kept.users.tolist() == pairs[rows, 0].tolist()
+    assert kept.items.tolist() == pairs[rows, 1].tolist()
+    if valued or how == "sum":
+        assert kept.values.tolist() == left
+    else:
+        assert kept.values is None
+    if timed:
+        assert kept.times.tolist() == times[rows].tolist()
+    for name, column in log.interactions.columns().items():
+        assert np.array_equal(column, before[name])
+
+
+def test_refused_repeats_name_the_first_of_many():
+    rng = np.random.default_rng(3)
+    pairs = rng.integers(0, 6, (60, 2)).tolist()
+    with pytest.raises(DataError) as caught:
+        run(log_of(pairs), repeats="stop")
+    told = [str(fault).splitlines()[0] for fault in caught.value.faults]
+    assert told == [
+        f"events.csv, line {row + 2}: a repeated event: user 'u{user}', "
+        f"item 'i{item}', as in line {pairs.index([user, item]) + 2}"
+        for row, (user, item) in enumerate(pairs)
+        if pairs.index([user, item]) < row
+    ]
 
 
 def test_repeats_are_counted_where_there_are_no_values():

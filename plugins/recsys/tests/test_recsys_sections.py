@@ -313,6 +313,7 @@ def test_rotation_is_that_of_scipy() -> None:
 def test_the_item_that_moved_comes_first_and_a_rotation_is_no_move() -> None:
     before, _ = tables(width=3)
     before = np.concatenate([before] * 4)
+    before += 1e-4 * np.random.default_rng(4).normal(size=before.shape)
     turn = np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]
     after = 2 * before @ turn.astype(np.float32)
     after[5] = -after[5]
@@ -338,6 +339,32 @@ def test_the_item_that_moved_comes_first_and_a_rotation_is_no_move() -> None:
     well_known = section.tables[0]
     assert "4 items with the most training events" in well_known.caption
     assert {row[0] for row in well_known.rows} <= {"i0", "i1", "i10", "i11", "i20"}
+
+
+def test_vectors_that_items_shared_at_the_start_have_no_neighbours_there() -> None:
+    before, after = tables()
+    # The weights did not know these three: they start from the mean of the others.
+    before[[1, 6, 8]] = before[[0, 2, 3]].mean(axis=0)
+    probes: dict[str, Any] = {
+        "before": {"item_table": before},
+        "after": {"item_table": after},
+    }
+    found = evaluation(rows=12, **probes)[1]
+    moved = {row[0]: row for t in found["Items that moved most"].tables for row in t.rows}
+    near = {row[0]: row for row in found["Neighbours of well-known items"].tables[0].rows}
+    assert "shared with others" in str(moved["Beta"][3])
+    assert "shared with others" in str(near["Beta"][1]) and near["Beta"][3] is None
+    assert "shared" not in str(near["Alpha"][1]) and "of 5" in str(near["Alpha"][3])
+    assert "; " in str(near["Beta"][2])
+    # Nine items have a neighbour; i9 is not among the best known.
+    assert "the 6 best-known items" in found["Neighbours of well-known items"].text
+
+
+def test_no_item_is_in_both_tables_of_the_most_moved() -> None:
+    found = evaluation(rows=1)[1]["Items that moved most"]
+    known, others = ({row[0] for row in table.rows} for table in found.tables)
+    assert known and others and not known & others
+    assert "other items" in found.tables[1].caption
 
 
 def test_items_without_a_vector_have_not_moved() -> None:

@@ -93,6 +93,23 @@ def test_leave_last_one_by_hand() -> None:
     assert parts.tolist() == [TEST, TEST, TRAIN, TRAIN, VALIDATION, TRAIN, TRAIN]
 
 
+@pytest.mark.parametrize("timed", [False, True])
+def test_leave_last_one_is_that_of_a_plain_loop(timed: bool) -> None:
+    rng = np.random.default_rng(4)
+    users, times = rng.integers(0, 30, 120), rng.integers(0, 3, 120)
+    log = events(users, np.arange(120), times if timed else None)
+    expected = np.full(120, TRAIN)
+    for user in range(30):
+        mine = np.flatnonzero(users == user).tolist()
+        if timed:
+            mine.sort(key=lambda event: times[event])
+        if len(mine) >= 2:
+            expected[mine[-1]] = TEST
+        if len(mine) >= 3:
+            expected[mine[-2]] = VALIDATION
+    assert parts_of(log, split="leave-last-one").tolist() == expected.tolist()
+
+
 def test_user_holdout_trains_on_nobody_who_is_held_out() -> None:
     log = some()
     assert log.times is not None

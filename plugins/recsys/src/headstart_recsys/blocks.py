@@ -22,6 +22,8 @@ BLOCK = 16 << 20
 """Bytes of text that are converted at once."""
 ROWS = 1 << 18
 """Rows of a Parquet file that are converted at once."""
+BUFFER = 1 << 20
+"""Bytes of each of its columns that are read at once."""
 
 
 class Refusing(Protocol):
@@ -58,7 +60,8 @@ def blocks(
         return
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file) as parquet:
+    # As Arrow opens them, it would hold what it has read of a file until the end.
+    with pq.ParquetFile(file, pre_buffer=False, buffer_size=BUFFER) as parquet:
         kinds = {
             name: parquet.schema_arrow.field(name).type for name in wanted.values()
         }

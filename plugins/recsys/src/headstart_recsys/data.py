@@ -10,7 +10,7 @@ import numpy as np
 
 from headstart.data import DataModule
 from headstart.errors import DataError, Fault
-from headstart_recsys import splits
+from headstart_recsys import arrays, splits
 from headstart_recsys.catalogue import Catalogue, read_catalogue
 from headstart_recsys.events import Events
 from headstart_recsys.filters import filtered, without_repeats
@@ -53,6 +53,10 @@ BEFORE: dict[str, tuple[Part, ...]] = {
 }
 """What is known about users before the events of a split."""
 TRAINING = ("earlier", "train")
+OTHER_PARTS = {
+    "earlier": "events of the earlier period",
+    "known": "events known of held-out users",
+}
 SHOWN = 5
 """Items of a history in a table."""
 UNSEEN = {"name", "bad", "bad_cap", "workers", "path", "items_path", "text", "map_ids"}
@@ -221,23 +225,22 @@ class InteractionData(DataModule):
 
     def describe(self) -> dict[str, Any]:
         """Events by part, users, items, what is new in the test, what was removed."""
+        counts = {name: s.stop - s.start for name, s in self.events.slices.items()}
         described: dict[str, Any] = {
-            "events": {
-                name: count
-                for name, part in self.events.slices.items()
-                if (count := part.stop - part.start) or name != "known"
-            },
-            "items": len(self.item_ids),
-            "items without training events": len(self.task["cold"]),
-            "users": self.events.trained,
+            name: counts[name] for name in ("train", "validation", "test")
         }
+        for name, about in OTHER_PARTS.items():
+            if counts[name]:
+                described[about] = counts[name]
+        described["items"] = len(self.item_ids)
+        described["items without training events"] = len(self.task["cold"])
+        described["users"] = self.events.trained
         for split in ("validation", "test"):
             users = self._samples[split]
             assert isinstance(users, UserRows)
-            described[f"{split} users"] = {
-                "all": len(users),
-                "without training events": int((users.users < 0).sum()),
-            }
+            described[f"{split} users"] = len(users)
+            new = int((users.users < 0).sum())
+            described[f"{split} users without training events"] = new
         return {**described, **self._notes}
 
     # What sources of weights and baselines read
@@ -297,8 +300,8 @@ class InteractionData(DataModule):
         self._notes = {"rows read": log.total}
         if log.unit:
             self._notes["times"] = log.unit
-        if removed:
-            self._notes["left out"] = [step.describe() for step in removed]
+        for step in removed:
+            self._notes[f"left out: {step.why}"] = step.describe()
         if findings.left_out:
             self._notes["bad rows left out"] = len(findings.left_out)
         return log
@@ -427,8 +430,8 @@ class InteractionData(DataModule):
         code = {name: i for i, name in enumerate(self.task["items"])}
         table = np.array([code.get(name, PADDING) for name in item_ids], dtype=np.int64)
         items = table[events.items]
-        keys = [events.users] if events.times is None else [events.times, events.users]
-        order = np.lexsort(keys)
+        times = [] if events.times is None else [events.times]
+        order = arrays.order(events.users, *times)
         order = order[items[order] >= 0]
         rows = grouped(events.users[order], items[order], len(user_ids))
         return {name: row for row, name in enumerate(user_ids)}, rows

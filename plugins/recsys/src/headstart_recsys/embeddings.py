@@ -115,7 +115,8 @@ def read_embeddings(
 
 def _read(path: Path, findings: Findings) -> dict[str, _Raw]:
     if not path.is_file():
-        around = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        around = [p.name for p in beside if p.suffix.lower() in SUFFIXES]
         raise DataError(
             "there is no such file",
             where=str(path),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from headstart_recsys.arrays import order
 from headstart_recsys.columns import Interactions
 from headstart_recsys.samples import PADDING, Ragged, grouped
 from headstart_recsys.splits import DROPPED, PARTS, TRAIN
@@ -54,16 +55,14 @@ class Events:
         table = np.full(users, PADDING, dtype=np.int32)
         table[self.old_users] = np.arange(len(self.old_users), dtype=np.int32)
         codes = table[codes]
-        keys = [codes, parts]
-        if "times" in columns:
-            keys.insert(0, columns["times"])
+        times = [columns["times"]] if "times" in columns else []
         sizes = np.bincount(parts, minlength=DROPPED + 1)[:DROPPED]
-        order = np.lexsort(keys)[: sizes.sum()]
-        del keys
-        ordered = {"users": codes[order]}
+        sequence = order(parts, codes, *times)[: sizes.sum()]
+        del times
+        ordered = {"users": codes[sequence]}
         del codes
         for name in list(columns):
-            ordered[name] = columns.pop(name)[order]
+            ordered[name] = columns.pop(name)[sequence]
         self.all = Interactions(**ordered)
         stops = sizes.cumsum().tolist()
         self.slices = {

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from headstart.errors import Fault
+from headstart_recsys.arrays import order
+from headstart_recsys.columns import Interactions
 
 if TYPE_CHECKING:
     from headstart.data import Findings
-    from headstart_recsys.columns import Interactions
     from headstart_recsys.reading import Log
     from headstart_recsys.settings import InteractionSettings
+
+NOTHING = Interactions(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,15 @@ class Removed:
     items: int
     rounds: int = 1
 
-    def describe(self) -> dict[str, Any]:
-        """JSON-ready, for a data module's ``describe``."""
-        return asdict(self)
+    def describe(self) -> str:
+        """In words, without the reason: ``1,204 events, 31 users in 4 rounds``."""
+        counts = (("events", self.events), ("users", self.users), ("items", self.items))
+        gone = ", ".join(
+            f"{count:,} {name if count > 1 else name[:-1]}"
+            for name, count in counts
+            if count
+        )
+        return f"{gone} in {self.rounds} rounds" if self.rounds > 1 else gone
 
 
 def filtered(
@@ -66,8 +75,8 @@ def filtered(
         keep = positives(log.interactions, settings.positive_from)
         why = f"ratings below {settings.positive_from:g}"
         steps.append(_removed(why, log.interactions, keep))
-        log = log.take(keep)
-        return replace(log, interactions=replace(log.interactions, values=None))
+        events = replace(log.interactions, values=None)
+        return replace(log, interactions=events).take(keep)
 
     def single(log: Log) -> Log:
         if settings.repeats == "stop":
@@ -96,7 +105,12 @@ def filtered(
         why = f"users with fewer than {least[0]} and items with fewer than {least[1]}"
         removed = _removed(f"{why} events, again and again", log.interactions, keep)
         steps.append(replace(removed, rounds=rounds))
-        log = log.take(keep)
+        # One column after another: the caller may hold what was read as well.
+        columns = log.interactions.columns()
+        log = replace(log, interactions=NOTHING)
+        for name in columns:
+            columns[name] = columns[name][keep]
+        log = replace(log, interactions=Interactions(**columns), rows=log.rows[keep])
     steps = [step for step in steps if step.events]
     if before and not len(log.interactions):
         told = "; ".join(f"{s.events} for {s.why}" for s in steps)
@@ -167,28 +181,50 @@ def without_repeats(
     Returns:
         Those events in their old order, and where each stood ``(M,)``.
     """
-    keys = _keys(interactions, items)
-    if not _has_repeats(keys):
+    sequence = order(interactions.users, interactions.items)
+    fresh = _fresh(interactions, sequence)
+    if fresh.all():
         return interactions, np.arange(len(interactions))
-    times = interactions.times
-    order = np.argsort(keys, kind="stable") if times is None else None
-    if order is None:
-        order = np.lexsort((times, keys))
-    ranked = keys[order]
-    starts = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1]))
-    ends = np.append(starts[1:], len(ranked))
-    chosen = order[starts] if how == "first" else order[ends - 1]
-    place = np.argsort(chosen)
-    index = chosen[place]
-    kept = interactions.take(index)
+    # What has no equal stays as it is; the others are few as a rule.
+    several = ~fresh
+    several[:-1] |= ~fresh[1:]
+    ours = sequence[several]
+    starts = np.flatnonzero(fresh[several])
+    del sequence, fresh, several
+    ends = np.append(starts[1:], len(ours))
+    if interactions.times is not None:
+        chosen = ours[_by_time(interactions.times[ours], starts, ends, how)]
+    else:
+        chosen = ours[starts] if how == "first" else ours[ends - 1]
+    keep = np.ones(len(interactions), dtype=bool)
+    keep[ours] = False
+    keep[chosen] = True
+    sums = None
     if how == "sum":
         if interactions.values is None:
-            sums = (ends - starts).astype(np.float32)
+            sums = np.ones(len(interactions), dtype=np.float32)
+            sums[chosen] = ends - starts
         else:
-            values = interactions.values[order].astype(np.float64)
-            sums = np.add.reduceat(values, starts).astype(np.float32)
-        kept = replace(kept, values=sums[place])
-    return kept, index
+            sums = interactions.values.copy()
+            values = interactions.values[ours].astype(np.float64)
+            sums[chosen] = np.add.reduceat(values, starts)
+        sums = sums[keep]
+    del ours, starts, ends, chosen
+    index = np.flatnonzero(keep)
+    kept = interactions.take(keep)
+    return (kept if sums is None else replace(kept, values=sums)), index
+
+
+def _by_time(
+    times: np.ndarray, starts: np.ndarray, ends: np.ndarray, how: str
+) -> np.ndarray:
+    """The place of the first or last event of each run, by time and then by place."""
+    extreme = np.minimum if how == "first" else np.maximum
+    best = np.repeat(extreme.reduceat(times, starts), ends - starts)
+    places = np.flatnonzero(times == best)
+    if how == "first":
+        return np.asarray(places[np.searchsorted(places, starts)])
+    return np.asarray(places[np.searchsorted(places, ends) - 1])
 
 
 def compact(log: Log) -> Log:
@@ -208,32 +244,37 @@ def _compacted(codes: np.ndarray, ids: list[str]) -> tuple[np.ndarray, list[str]
     return table[codes], [ids[i] for i in np.flatnonzero(there)]
 
 
-def _keys(interactions: Interactions, items: int) -> np.ndarray:
-    """A number for each pair of user and item, int64 ``(N,)``."""
-    return np.asarray(interactions.users.astype(np.int64) * items + interactions.items)
-
-
-def _has_repeats(keys: np.ndarray) -> bool:
-    ranked = np.sort(keys)
-    return bool((ranked[1:] == ranked[:-1]).any())
+def _fresh(interactions: Interactions, sequence: np.ndarray) -> np.ndarray:
+    """Whether user or item is another than in the row before, in this order."""
+    fresh = np.zeros(len(sequence), dtype=bool)
+    fresh[:1] = True
+    for codes in (interactions.users, interactions.items):
+        ranked = codes[sequence]
+        fresh[1:] |= ranked[1:] != ranked[:-1]
+    return fresh
 
 
 def _refuse_repeats(log: Log, findings: Findings) -> None:
     """Faults of events whose user and item came before, by row."""
     from headstart_recsys.checks import RowFaults
 
-    keys = _keys(log.interactions, len(log.item_ids))
-    if not _has_repeats(keys):
-        return
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    again = np.flatnonzero(first[inverse] != np.arange(len(keys)))
     events = log.interactions
+    sequence = order(events.users, events.items)
+    fresh = _fresh(events, sequence)
+    if fresh.all():
+        return
+    late = np.flatnonzero(~fresh)
+    starts = np.flatnonzero(fresh)
+    first = sequence[starts[np.searchsorted(starts, late) - 1]]
+    again = sequence[late]
+    place = np.argsort(again)
+    again, first = again[place], first[place]
 
     def what(i: int) -> str:
         event = again[i]
         user = log.user_ids[events.users[event]]
         item = log.item_ids[events.items[event]]
-        before = log.rows[first[inverse[event]]]
+        before = log.rows[first[i]]
         return f"user {user!r}, item {item!r}, as in {log.row_unit} {before}"
 
     faults = RowFaults(log.files[0], log.row_unit, findings)

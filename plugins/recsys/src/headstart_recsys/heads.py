@@ -20,7 +20,7 @@ from headstart_recsys.losses import (
 )
 from headstart_recsys.options import RankingOptions
 from headstart_recsys.ranking import Candidates, Found, find, top_k
-from headstart_recsys.tables import look_up
+from headstart_recsys.tables import look_up, match
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -187,8 +187,7 @@ class RankingHead(Head):
         table = state["item_table"]
         known = positive >= 0
         codes = torch.cat([positive[:, None], negative], 1).clamp(min=0)
-        vectors = look_up(table, codes)
-        scores = (query[:, None] * vectors).sum(-1).float() * self.log_scale.exp()
+        scores = match(query, table, codes).float() * self.log_scale.exp()
         if self.bias is not None:
             scores = scores + look_up(self.bias, codes)
         # Sampled by accident, or padding.
@@ -198,10 +197,11 @@ class RankingHead(Head):
         elif self.settings.loss == "warp":
             losses = warp(scores[:, 0], scores[:, 1:], masked, self.ranks)
         else:
-            events = (query, vectors[:, 0], scores, codes, masked, known, owners)
-            count = 1
+            vectors, count = query, 1
             if self.settings.in_batch:
+                vectors = look_up(table, codes[:, 0])
                 count = math.ceil(len(query) / self.settings.in_batch_block)
+            events = (query, vectors, scores, codes, masked, known, owners)
             blocks = zip(*(rows.tensor_split(count) for rows in events), strict=True)
             losses = torch.cat([self._softmax(*block) for block in blocks])
         # Padding has a weight of 0, but may have any loss.
@@ -221,7 +221,8 @@ class RankingHead(Head):
 
         Args:
             query: (events, channels).
-            vectors: Of the events' own items, (events, channels).
+            vectors: Of the events' own items, (events, channels); read only where
+                they are negatives of others.
             scores: Of the own item, then of the samples, (events, 1 + samples).
             codes: Of the same items.
             masked: Samples that do not count, (events, samples).

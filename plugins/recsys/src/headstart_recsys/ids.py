@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headstart.errors import Fault
+from headstart_recsys.arrays import Growing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ class Ids:
     def __init__(self, role: str) -> None:
         self.role = role
         self._known = pa.array([], type=pa.string())
-        self._codes: list[np.ndarray] = []
+        self._codes = Growing(np.int32)
 
     def add(self, column: pa.Array) -> None:
         """Take the next block of the column; nulls are missing ids."""
@@ -57,7 +58,7 @@ class Ids:
             table = np.asarray(places).astype(np.int32)
         codes = np.asarray(pc.fill_null(block.indices, -1))
         # Code -1 takes the row that is appended here.
-        self._codes.append(np.append(table, np.int32(-1))[codes])
+        self._codes.add(np.append(table, np.int32(-1))[codes])
 
     def finish(
         self, faults: RowFaults, numbers: np.ndarray
@@ -71,8 +72,7 @@ class Ids:
         Returns:
             Codes, int32 ``(N,)``, -1 where there is no valid id; ids by code.
         """
-        codes = np.concatenate(self._codes or [np.zeros(0, np.int32)])
-        self._codes.clear()
+        codes = self._codes.finish()
         texts, wrong = self._decoded()
         if (missing := codes < 0).any():
             faults.add(f"no {self.role} id", numbers[missing], fix="complete the row")

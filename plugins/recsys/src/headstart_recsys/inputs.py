@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 FORMS = 'a user id, {"user": ID}, {"like": [ITEM, …]}, {"all": True} or a file of ids'
 SUFFIXES = (".txt", ".csv", ".tsv")
+NAMED = 3
+"""Titles that are offered where one was given for an id."""
 CHUNK = 1000
 """Users whose recommendations are written at once."""
 
@@ -63,7 +65,7 @@ def user_rows(
     for number, given in enumerate(inputs, start=1):
         where = f"input {number}"
         if isinstance(given, Mapping) and "like" in given:
-            liked = _liked(given["like"], codes, where, faults)
+            liked = _liked(given["like"], codes, task["titles"], where, faults)
             names.append(", ".join(str(one) for one in _listed(given["like"])))
             likes.append(liked)
             continue
@@ -71,7 +73,13 @@ def user_rows(
         names += found
         likes += [None] * len(found)
     if not names and not faults:
-        faults.append(Fault("nobody to recommend to", fix=f"give {FORMS}"))
+        faults.append(
+            Fault(
+                "nobody to recommend to",
+                fix="--user 42, --like ITEM or --all (headstart predict); in "
+                f"Python, {FORMS}",
+            )
+        )
     if faults:
         raise DataError(*faults)
     known = {name: code for code, name in enumerate(task["users"])}
@@ -204,7 +212,11 @@ def _from_file(path: Path, column: str, faults: list[Fault]) -> list[str]:
 
 
 def _liked(
-    given: Any, codes: Mapping[str, int], where: str, faults: list[Fault]
+    given: Any,
+    codes: Mapping[str, int],
+    titles: Sequence[str],
+    where: str,
+    faults: list[Fault],
 ) -> list[int]:
     listed = [str(one) for one in _listed(given)]
     if not listed:
@@ -212,12 +224,20 @@ def _liked(
     for name in listed:
         if name not in codes:
             faults.append(
-                Fault(f"unknown item {name!r}", where, fix=_hint(name, codes))
+                Fault(f"unknown item {name!r}", where, fix=_hint(name, codes, titles))
             )
     return [codes[name] for name in dict.fromkeys(listed) if name in codes]
 
 
-def _hint(name: str, codes: Mapping[str, int]) -> str:
+def _hint(name: str, codes: Mapping[str, int], titles: Sequence[str]) -> str:
+    wanted = name.casefold()
+    named = [
+        f"{title!r} is item {item!r}"
+        for item, title in zip(codes, titles, strict=False)
+        if len(wanted) > 2 and wanted in title.casefold()
+    ]
+    if named:
+        return "give an id: " + ", ".join(named[:NAMED])
     # Comparing with a million ids takes minutes.
     if len(codes) > 100_000:
         return "an item of the run's task.json"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class RankingOptions(PredictOptions):
-    """``--user 42 --k 10``, ``--like 50 --like 181``, or ``--all true``."""
+    """``--user 42 --k 10``, ``--like 50 --like 181``, or ``--all``."""
 
     user: tuple[str, ...] = ()
     """Ids of the users to recommend to."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from headstart.errors import Fault
 from headstart_recsys import checks, times
+from headstart_recsys.arrays import Growing
 from headstart_recsys.blocks import blocks
 from headstart_recsys.columns import Interactions
 from headstart_recsys.formats import (
@@ -116,6 +117,8 @@ def read_interactions(settings: InteractionSettings, findings: Findings) -> Log:
         why = str(error).splitlines()[0]
         findings.fatal.append(Fault("cannot be read", shown(file), why))
         return empty
+    # Arrow keeps the memory of the blocks for others to come, which there are not.
+    pa.default_memory_pool().release_unused()
     log = reader.finish()
     checks.check_log(log, settings, findings)
     return log
@@ -139,12 +142,12 @@ class _Reader:
         self._ids = {role: Ids(role) for role in ("user", "item")}
         if settings.session:
             self._ids["session"] = Ids("session")
-        self._values: list[np.ndarray] = []
-        self._times: list[np.ndarray] = []
-        self._written: list[np.ndarray] = []
+        self._values = Growing(np.float32)
+        self._times = Growing(np.int64)
+        self._written = Growing(np.uint8)
         self._ways = np.zeros(times.BAD + 1, dtype=np.int64)
-        self._numbers: list[np.ndarray] = []
-        self._bad: list[np.ndarray] = []
+        self._numbers = Growing(np.int32)
+        self._bad = Growing(bool)
 
     def refuse(self, row: InvalidRow) -> str:
         """Note a line with too few or too many fields, and go on without it."""
@@ -177,8 +180,8 @@ class _Reader:
             bad |= self._add_values(block["value"], numbers)
         if "time" in block:
             found, written = times.moments(block["time"])
-            self._times.append(found)
-            self._written.append(written)
+            self._times.add(found)
+            self._written.add(written)
             self._ways += np.bincount(written, minlength=len(self._ways))
             wrong = written == times.BAD
             bad |= wrong
@@ -190,15 +193,15 @@ class _Reader:
                 numbers,
                 "write times as seconds, milliseconds or 1998-03-01T12:00:00Z",
             )
-        self._numbers.append(numbers.astype(np.int32))
-        self._bad.append(bad)
+        self._numbers.add(numbers)
+        self._bad.add(bad)
 
     def _add_values(self, column: pa.Array, numbers: np.ndarray) -> np.ndarray:
         block = column.dictionary_encode()
         table = np.append(times.numbers(block.dictionary), np.nan)
         codes = np.asarray(block.indices.fill_null(-1))
         values = table.astype(np.float32)[codes]
-        self._values.append(values)
+        self._values.add(values)
         bad = ~np.isfinite(values)
         ratings = self.settings.values == "ratings"
         what = "rating" if ratings else "weight"
@@ -240,18 +243,18 @@ class _Reader:
         self.faults.add(wrong, numbers[rows[~gone]], shown_texts.__getitem__, fix=fix)
 
     def finish(self) -> Log:
-        numbers = _joined(self._numbers, np.int32)
+        numbers = self._numbers.finish()
         total = len(numbers) + len(self.malformed)
         if len(numbers) == 0 and self.malformed:
             what = f"no row has as many fields as the header: {self._width}"
             fix = "check the header and the separator"
             self.findings.fatal.append(Fault(what, self.file, fix=fix))
-        bad = _joined(self._bad, bool)
+        bad = self._bad.finish()
         codes, ids = {}, {}
         for role, column in self._ids.items():
             codes[role], ids[role] = column.finish(self.faults, numbers)
             bad |= codes[role] < 0
-        values = _joined(self._values, np.float32) if self.settings.value else None
+        values = self._values.finish() if self.settings.value else None
         moments, unit = None, ""
         if self.settings.time:
             moments, unit = self._moments(numbers, bad)
@@ -273,8 +276,8 @@ class _Reader:
 
     def _moments(self, numbers: np.ndarray, bad: np.ndarray) -> tuple[np.ndarray, str]:
         """Seconds since 1970 from numbers of one unit or from text; marks the rest."""
-        found = _joined(self._times, np.int64)
-        written = _joined(self._written, np.uint8)
+        found = self._times.finish()
+        written = self._written.finish()
         most = int(self._ways[: times.BAD].argmax())
         unit = times.WRITTEN[most]
         other = np.flatnonzero((written != most) & (written != times.BAD))
@@ -310,10 +313,3 @@ class _Reader:
 
 def _date(moment: int) -> np.datetime64:
     return np.datetime64(moment, "s")
-
-
-def _joined(parts: list[np.ndarray], kind: type) -> np.ndarray:
-    """All parts as one array; they are let go, so that a column is there once."""
-    whole = np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
-    parts.clear()
-    return whole

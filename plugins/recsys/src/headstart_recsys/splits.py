@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headstart.errors import DataError, Fault
+from headstart_recsys.arrays import order
 from headstart_recsys.times import seconds
 
 if TYPE_CHECKING:
@@ -77,10 +78,8 @@ def divide(
         chosen = draw_cold_items(interactions.items, settings.cold_items, seed)
         before = int((parts == DROPPED).sum())
         parts = drop_cold(parts, interactions.items, chosen)
-        notes["cold items"] = {
-            "items": int((chosen > 0).sum()),
-            "events left out": int((parts == DROPPED).sum()) - before,
-        }
+        notes["items made new"] = int((chosen > 0).sum())
+        notes["their events left out"] = int((parts == DROPPED).sum()) - before
     if settings.earlier:
         parts = set_earlier_apart(parts, times, settings.earlier)
     _refuse_empty(parts, settings, times)
@@ -258,14 +257,14 @@ def _behind(
 
     Without times, and at equal times, the file's order counts.
     """
-    if times is None:
-        order = np.argsort(users, kind="stable")
-    else:
-        order = np.lexsort((times, users))
-    counts = np.bincount(users)
-    stops = counts.cumsum()
-    behind = np.empty(len(users), dtype=np.int32)
-    behind[order] = stops[users[order]] - 1 - np.arange(len(users))
+    sequence = order(users) if times is None else order(users, times)
+    place = np.empty(len(users), dtype=np.int32)
+    place[sequence] = np.arange(len(users), dtype=np.int32)
+    del sequence
+    counts = np.bincount(users).astype(np.int32)
+    behind = counts.cumsum(dtype=np.int32)[users]
+    behind -= place
+    behind -= 1
     return behind, counts[users]
 
 

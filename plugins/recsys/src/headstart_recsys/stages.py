@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from headstart.errors import UserError
 from headstart_recsys.folding import fold_in, sum_rows
+from headstart_recsys.tables import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,7 +123,7 @@ class UserTable(nn.Module):
     def forward(self, state: State) -> State:
         user = state["user"]
         if "history" not in state:
-            return {**state, "query": F.embedding(user, self.weight)}
+            return {**state, "query": look_up(self.weight, user)}
         history = state["history"]
         # Solved for every row: to look which ones need it would wait for the device.
         solved = fold_in(state["item_table"], history, self.ridge)
@@ -136,7 +137,7 @@ class UserTable(nn.Module):
 
 def _known_or(user: Tensor, table: Tensor, otherwise: Tensor) -> Tensor:
     """Rows of the table, and others for users of -1."""
-    known = F.embedding(user.clamp(min=0), table)
+    known = look_up(table, user.clamp(min=0))
     return torch.where(user[:, None] < 0, otherwise, known)
 
 

@@ -129,13 +129,15 @@ def _tell_lacking(
     share = len(lacking) / len(item_ids)
     head = f"{len(item_ids) - len(lacking)} of {len(item_ids)} items {what}"
     head = head.replace("items has", "items have").replace("items is", "items are")
+    mend = "mend data.items_path or the file of vectors (are its ids those of the data?)"
+    if len(lacking) == len(item_ids) and what == "has a title":
+        mend = "name a file of the items' titles with data.items_path"
     if share > settings.bad_cap:
         raise DataError(
             f"only {head}; not {names}",
             where="data.text",
             why=f"at most {settings.bad_cap:.1%} of the items may be without text",
-            fix="mend data.items_path or the file of vectors (are its ids those of the "
-            "data?), or raise data.bad_cap if you know why",
+            fix=f"{mend}, or raise data.bad_cap if you know why",
         )
     why = "nothing is known about them from text: their vectors are zeros"
     findings.warnings.append(Fault(f"{head}; not {names}", "data.text", why))

@@ -26,6 +26,7 @@ COMPARED = 200
 """Best-known items over which neighbours before and after are compared."""
 DOTS = 1000
 NEW_DOTS = 200
+SHARED = "(started from a vector that it shared with others)"
 BLOCK = 2**24
 """Similarities in memory at once."""
 
@@ -67,12 +68,15 @@ class Vectors:
             where it is not known.
         known: Whether a vector has a direction, in both, (I,).
         frozen: Whether training changed nothing.
+        shared: Whether an item started from the same vector as another, as those do
+            that the weights do not know, (I,).
     """
 
     after: np.ndarray
     before: np.ndarray | None
     known: np.ndarray
     frozen: bool
+    shared: np.ndarray
 
     @classmethod
     def of(cls, evaluation: Evaluation, items: Items) -> Vectors | None:
@@ -83,13 +87,18 @@ class Vectors:
             return None
         unit_after, known = unit(after)
         if before is None or before.shape != after.shape:
-            return cls(unit_after, None, known, False)
+            return cls(unit_after, None, known, False, np.zeros(len(items), dtype=bool))
+        # As bytes rows are compared much faster than by their numbers.
+        width = before.shape[1] * before.itemsize
+        rows = np.ascontiguousarray(before).view(f"V{width}").reshape(-1)
+        _, place, size = np.unique(rows, return_inverse=True, return_counts=True)
+        shared = size[place.reshape(-1)] > 1
         unit_before, also = unit(before)
         known &= also
         turn = rotation(unit_before[known], unit_after[known])
         frozen = np.array_equal(before, after)
         turned = unit_after if frozen else unit_before @ turn
-        return cls(unit_after, turned, known, frozen)
+        return cls(unit_after, turned, known, frozen, shared)
 
     @cached_property
     def moved(self) -> np.ndarray:
@@ -97,6 +106,11 @@ class Vectors:
         assert self.before is not None
         distance = 1 - np.einsum("ic,ic->i", self.before, self.after)
         return np.where(self.known, distance.clip(min=0), np.nan)
+
+    def was_near(self, items: Items, code: int, near: np.ndarray) -> str:
+        """Names of an item's neighbours before training; which of those that share
+        its vector come first says nothing."""
+        return SHARED if self.shared[code] else items.names(near)
 
 
 def _table(probe: Mapping[str, Any] | None, count: int) -> np.ndarray | None:
@@ -151,11 +165,14 @@ def most_moved(
         "changes no ranking and is taken out first (orthogonal Procrustes). Half of "
         f"{int(vectors.known.sum()):,} items turned by less than {usual:.3f}."
     )
-    tables = [_moved_table(items, vectors, np.arange(len(items)), rows, "Of all items")]
+    everything, name = np.arange(len(items)), "Of all items"
+    tables = []
     well_known = items.best_known[: max(len(items) // 10, rows)]
     if rows < len(well_known) < len(items):
         name = f"Of the {len(well_known):,} items with the most training events"
-        tables.insert(0, _moved_table(items, vectors, well_known, rows, name))
+        tables.append(_moved_table(items, vectors, well_known, rows, name))
+        everything, name = np.setdiff1d(everything, well_known), "Of the other items"
+    tables.append(_moved_table(items, vectors, everything, rows, name))
     return [Section(title, text, tables=tuple(tables))] if rows else []
 
 
@@ -174,7 +191,7 @@ def _moved_table(
             items.name(int(code)),
             int(items.counts[code]),
             float(vectors.moved[code]),
-            items.names(sides[0][k]),
+            vectors.was_near(items, int(code), sides[0][k]),
             items.names(sides[1][k]),
         )
         for k, code in enumerate(order)
@@ -204,14 +221,21 @@ def neighbours(items: Items, vectors: Vectors | None) -> list[Section]:
         kept = np.array(
             [len(np.intersect1d(*pair)) for pair in zip(before, after, strict=True)]
         )
-        size = after.shape[1]
-        text += (
-            f" Of the {size} nearest of the {len(best):,} best-known items, "
-            f"{kept.sum() / after.size:.0%} are the same before and after."
-        )
+        size, own = after.shape[1], ~vectors.shared[best]
+        if own.any():
+            text += (
+                f" Of the {size} nearest of the {int(own.sum()):,} best-known items "
+                "with a vector of their own before training, "
+                f"{kept[own].mean() / size:.0%} are the same after it."
+            )
         columns = ("item", "before training", "after training", "same")
         rows = [
-            (name, items.names(before[k]), near, f"{kept[k]} of {size}")
+            (
+                name,
+                vectors.was_near(items, int(best[k]), before[k]),
+                near,
+                None if vectors.shared[best[k]] else f"{kept[k]} of {size}",
+            )
             for k, (name, near) in enumerate(rows)
         ]
     table = Table(
