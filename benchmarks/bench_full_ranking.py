@@ -1,8 +1,8 @@
 """Full ranking of a catalogue for many users, what they have left out.
 
 Ours is the evaluation of `recsys/ranking`: lists, hits and the loss over all items.
-implicit's is its own `recommend` on the same vectors, which gives lists alone. Each in a
-process of its own, so that each has its own peak of memory; rounds in turn.
+implicit's is its own `recommend` on the same vectors, which gives lists alone. Each
+runs in a process of its own, to have a peak of memory of its own; rounds in turn.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import publish, setting
+from common import peak_memory, publish, setting
 from scipy import sparse
 
 FACTORS, K = 64, 100
@@ -135,7 +134,7 @@ def main() -> None:
     sizes = arguments.users, arguments.items, arguments.batch
     if arguments.one:
         seconds = WAYS[arguments.one](*sizes)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = peak_memory() / 2**20
         print(json.dumps({"seconds": seconds, "peak": peak}))
         return
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}

@@ -1,7 +1,7 @@
 """Matrix factorisation on many interactions: our trainer beside implicit's BPR.
 
 Synthetic interactions, popularity and activity Zipf-like, no pair twice. Both draw one
-negative item for each interaction and draw again what the user has; 64 factors, float32.
+negative item for each interaction and draw again what the user has; 64 factors.
 implicit changes a user's and two items' vectors after every single interaction (SGD,
 two threads without locks); ours takes AdamW steps on large batches, and gives the same
 result every time. Rounds in turn.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import publish, setting
+from common import peak_memory, publish, setting
 
 from headstart.assembly import Assembly, assemble
 from headstart.clock import Clock
@@ -118,12 +117,12 @@ def implicit_round(matrix: Any) -> float:
 def own_memory(path: Path, batch_size: int) -> None:
     """Print how much the peak of reading and training exceeds that of the imports."""
     recipe = our_recipe(path, "bpr", batch_size, **{"train.max_steps": 20})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     assembly = assemble(recipe, load_plugins())
-    read = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read = peak_memory()
     our_round(recipe, assembly)
-    trained = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print((read - before) * 1024, (trained - before) * 1024)
+    trained = peak_memory()
+    print(read - before, trained - before)
 
 
 def memory(path: Path, batch_size: int, count: int) -> list[float]:

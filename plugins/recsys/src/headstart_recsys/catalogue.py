@@ -271,6 +271,7 @@ def _check_titles(
     ]
     if not empty:
         return
+    empty.sort(key=lambda name: numbers[places[name]])
     where = np.array([numbers[places[name]] for name in empty])
     if settings.text:
         why = "data.text makes the item's vector from its title"

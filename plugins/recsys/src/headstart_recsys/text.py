@@ -129,7 +129,9 @@ def _tell_lacking(
     share = len(lacking) / len(item_ids)
     head = f"{len(item_ids) - len(lacking)} of {len(item_ids)} items {what}"
     head = head.replace("items has", "items have").replace("items is", "items are")
-    mend = "mend data.items_path or the file of vectors (are its ids those of the data?)"
+    mend = (
+        "mend data.items_path or the file of vectors (are its ids those of the data?)"
+    )
     if len(lacking) == len(item_ids) and what == "has a title":
         mend = "name a file of the items' titles with data.items_path"
     if share > settings.bad_cap:
