@@ -106,13 +106,16 @@ def assemble(
     if recipe.strategy.name == "scratch":
         weights = replace(weights, files=())
     head = build_head(recipe, backbone, data.task)
-    transfer = load_weights(
-        backbone,
-        weights,
-        allow=recipe.backbone.allow,
-        head=head,
-        labels=data.task.get("labels", ()),
-    )
+    if architecture is None:
+        transfer = load_weights(
+            backbone,
+            weights,
+            allow=recipe.backbone.allow,
+            head=head,
+            labels=data.task.get("labels", ()),
+        )
+    else:
+        transfer = TransferReport(weights.reference, resumed=True)
     model = execution.place(Model(backbone, head))
     return Assembly(model, data, weights, transfer, execution)
 

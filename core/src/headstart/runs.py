@@ -96,11 +96,10 @@ class Run:
         task = read_json(self.folder / "task.json")
         for key in data.identity:
             if data.task.get(key) != task.get(key):
-                before, now = (shown(each.get(key)) for each in (task, data.task))
                 raise UserError(
                     f"the data has other {key} than this run was trained on",
                     where=str(self.folder),
-                    why=f"trained on {before}, now {now}",
+                    why=_difference(task.get(key), data.task.get(key)),
                     fix=f"evaluate on data with the same {key}",
                 )
         return evaluate(
@@ -242,3 +241,20 @@ class Run:
             model.load_state_dict(checkpoint.kept_model())
             self._model = model.to(choose_execution(recipe.train).device)
         return self._model
+
+
+def _difference(before: Any, now: Any) -> str:
+    """What changed between two values of a task, long lists by their differences."""
+    lists = isinstance(before, list) and isinstance(now, list)
+    if not lists or len(before) + len(now) < 20:
+        return f"trained on {shown(before)}, now {shown(now)}"
+    known, found = set(before), set(now)
+    gone = [value for value in before if value not in found]
+    new = [value for value in now if value not in known]
+    parts = [f"trained on {len(before):,}, now {len(now):,}"]
+    parts += [
+        f"{len(some):,} {what}, e.g. {shown(some[0])}"
+        for some, what in ((gone, "are gone"), (new, "are new"))
+        if some
+    ]
+    return "; ".join(parts)

@@ -275,6 +275,21 @@ def _curves(run: RunFiles) -> list[Figure]:
             lines.append(line("from scratch", control, name, 2))
             caption += " From scratch: the same model from random weights."
         add(name, lines, caption, mark=mark)
+    metric, _ = primary_metric(run.summary, run.recipe)
+    if control and metric:
+        # A step of one may cost more than a step of the other, so time tells more.
+        lines = [
+            plots.Series(label, _seconds_of(events), column(events, metric), colour)
+            for label, events, colour in (
+                ("this run", valid, 1),
+                ("from scratch", control, 2),
+            )
+        ]
+        caption = (
+            f"Validation {metric} over the time since training began; what it cost to "
+            "make the weights is not in it."
+        )
+        add(metric, lines, caption, xlabel="seconds", stop=None)
     base = line("backbone", train, "learning_rate", 0)
     head = line("head", train, "head_learning_rate", 2)
     tops = [max((y for y in one.y if y > 0), default=0.0) for one in (base, head)]
@@ -288,6 +303,17 @@ def _curves(run: RunFiles) -> list[Figure]:
     caption = "Range test before training: the loss while the learning rate rises."
     add("loss", [test], caption, xlabel="learning rate", stop=None, log_x=True)
     return figures
+
+
+def _seconds_of(events: list[dict[str, Any]]) -> list[float]:
+    """Seconds since training began at each event; a resumed run's parts add up."""
+    seconds, before, last = [], 0.0, 0.0
+    for event in events:
+        now = float(event.get("time") or 0.0)
+        before += last if now < last else 0.0
+        last = now
+        seconds.append(before + now)
+    return seconds
 
 
 def _metric_names(events: list[dict[str, Any]]) -> list[str]:

@@ -96,13 +96,7 @@ def align_tables(
             what = f"{name!r} has {len(source)} rows and {len(ids[name])} ids"
             faults.append(Fault(what))
         elif source.shape[1:] != current.shape[1:]:
-            width, wanted = tuple(source.shape[1:]), tuple(current.shape[1:])
-            faults.append(
-                Fault(
-                    f"the rows of {name!r} have the shape {width}, not {wanted}",
-                    fix=f"set the backbone's width to {width[0]}" if width else "",
-                )
-            )
+            faults.append(_of_another_width(backbone, name, source, current))
         else:
             table = _align(parameter, name, source, current, ids[name], our_ids)
             if bool(table.matched.any()):
@@ -110,6 +104,19 @@ def align_tables(
             else:
                 faults.append(_strangers(name, ids[name], our_ids))
     return tables, faults
+
+
+def _of_another_width(
+    backbone: Backbone, name: str, source: Tensor, current: Tensor
+) -> Fault:
+    theirs, ours = tuple(source.shape[1:]), tuple(current.shape[1:])
+    # The setting is called what the configuration calls it.
+    keys = [key for key, value in (backbone.config or {}).items() if (value,) == ours]
+    key = f"backbone.{keys[0]}" if keys else "the backbone's width"
+    return Fault(
+        f"the rows of {name!r} have the shape {theirs}, not {ours}",
+        fix=f"set {key} to {theirs[0]}" if len(theirs) == 1 else "",
+    )
 
 
 def _align(

@@ -65,6 +65,7 @@ class TransferReport:
         classes_new: The other classes, when the weights held a head of this kind.
         rows: What became of the rows of tables, by id.
         stages: Filled in by the trainer, the head last.
+        resumed: Whether all parameters come from a checkpoint of the run instead.
     """
 
     reference: str
@@ -81,6 +82,7 @@ class TransferReport:
     classes_new: tuple[str, ...] = ()
     rows: tuple[RowTransfer, ...] = ()
     stages: tuple[StageTransfer, ...] = ()
+    resumed: bool = False
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -111,6 +113,8 @@ class TransferReport:
 
     def lines(self) -> list[str]:
         """The report for a terminal, tensors grouped by what became of them."""
+        if self.resumed:
+            return [f"{self.reference}: the parameters come from the checkpoint"]
         about = [self.licence, f"sha256 {self.sha256[:12]}" if self.sha256 else ""]
         lines = [", ".join(filter(None, (self.reference, *about)))]
         if self.revision and self.revision not in self.reference:

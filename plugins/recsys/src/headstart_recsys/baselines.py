@@ -79,10 +79,13 @@ class ALSSettings:
 
 
 def baselines(data: InteractionData) -> Iterator[Baseline]:
-    """All of them, of a loaded data module; ``random`` only where items are cold."""
+    """All of them, of a loaded data module; ``random`` only where cold items are ranked.
+
+    There popularity draws lots too, and chance is what is to be beaten.
+    """
     ranking = Ranking(data)
     test = list(ranking.blocks("test"))
-    if data.task["cold"]:
+    if data.task["candidates"] == "cold":
         yield Baseline("random", ranking.outputs(test, ranking.at_random))
     yield Baseline("most popular", ranking.outputs(test, ranking.by_popularity))
     validation = list(ranking.blocks("validation", TUNING_USERS))
