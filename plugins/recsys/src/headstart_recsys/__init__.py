@@ -234,10 +234,6 @@ def register_weight_sources() -> Sequence[WeightSourceSpec]:
 @hookimpl
 def register_recipes() -> Sequence[RecipeSource]:
     return [
-        RecipeSource(
-            f"recsys/{name}",
-            "headstart_recsys",
-            f"recipes/{name.replace('-', '_')}.toml",
-        )
+        RecipeSource(f"recsys/{name}", "headstart_recsys", f"recipes/{name}.toml")
         for name in ("warm-start", "cold-items", "sequential", "pretrain")
     ]

@@ -79,9 +79,9 @@ class ALSSettings:
 
 
 def baselines(data: InteractionData) -> Iterator[Baseline]:
-    """All of them, of a loaded data module; ``random`` only where cold items are ranked.
+    """All of them, of a loaded data module.
 
-    There popularity draws lots too, and chance is what is to be beaten.
+    Where cold items are ranked popularity draws lots; ``random`` stands beside it.
     """
     ranking = Ranking(data)
     test = list(ranking.blocks("test"))
