@@ -45,6 +45,7 @@ OPTIONS: dict[str, Any] = {
     "train.epochs": 1,
     "train.evaluate_every": 1,
     "train.evaluate_at_start": False,
+    "train.eval_batch_size": 1024,
     "train.log_every": 100,
     "train.device": "cpu",
 }

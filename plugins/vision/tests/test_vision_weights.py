@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from headstart import assets
 from headstart.errors import UserError
 from headstart.testing.hub import HubServer
-from headstart.weights.sources import Weights
+from headstart.weights.sources import SourceContext, Weights
 from headstart.weights.transfer import load_weights
 from headstart_vision import weights as source
 from headstart_vision.backbones import build_cnn
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 NAME = "ResNet18_Weights.IMAGENET1K_V1"
 DETECTOR = "FasterRCNN_ResNet50_FPN_Weights.COCO_V1"
 REGISTRY: Any = None
+CONTEXT = SourceContext(REGISTRY)
 
 
 class Server:
@@ -133,9 +134,8 @@ def test_weights_are_fetched_once_and_described(
     url = server.offer("resnet18", saved(TENSORS, tmp_path / "m.pth"))
     point(monkeypatch, NAME, url)
     told: list[int] = []
-    found = resolve_torchvision(
-        NAME, REGISTRY, lambda done_bytes, total_bytes, label: told.append(done_bytes)
-    )
+    context = SourceContext(REGISTRY, lambda done, total, label: told.append(done))
+    found = resolve_torchvision(NAME, context)
     tensors = found.tensors()
     assert tensors.keys() == TENSORS.keys()
     assert all(torch.equal(tensors[k], v) for k, v in TENSORS.items())
@@ -158,7 +158,7 @@ def test_weights_are_fetched_once_and_described(
     }
     # From the cache, and with the network forbidden.
     monkeypatch.setenv("HEADSTART_OFFLINE", "1")
-    again = resolve_torchvision(NAME, REGISTRY, None)
+    again = resolve_torchvision(NAME, CONTEXT)
     assert again == found and server.starts == [0]
 
 
@@ -168,7 +168,7 @@ def test_cut_download_goes_on_where_it_was(
     content = saved({"w": torch.randn(400, 400)}, tmp_path / "m.pth")
     point(monkeypatch, NAME, server.offer("resnet18", content))
     server.cuts = [300_000]
-    found = resolve_torchvision(NAME, REGISTRY, None)
+    found = resolve_torchvision(NAME, CONTEXT)
     assert found.files[0].read_bytes() == content
     assert server.starts == [0, 300_000]
 
@@ -180,7 +180,7 @@ def test_wrong_hash_is_deleted(
     url = server.offer("resnet18", content, digest="0123abcd")
     point(monkeypatch, NAME, url)
     with pytest.raises(UserError, match="wrong hash and was deleted") as caught:
-        resolve_torchvision(NAME, REGISTRY, None)
+        resolve_torchvision(NAME, CONTEXT)
     assert hashlib.sha256(content).hexdigest() in str(caught.value)
     folder = tmp_path / "cache" / "torchvision" / NAME
     assert not list(folder.glob("*.pth*")) and not (folder / "config.json").exists()
@@ -203,10 +203,10 @@ def test_malicious_pickle_is_refused(
     content = (tmp_path / "m.pth").read_bytes()
     point(monkeypatch, name, server.offer("resnet18", content))
     with pytest.raises(UserError, match="is refused"):
-        resolve_torchvision(name, REGISTRY, None).tensors()
+        resolve_torchvision(name, CONTEXT).tensors()
     point(monkeypatch, name, server.offer("other", pickle.dumps(Malicious(done))))
     with pytest.raises(UserError, match="is refused"):
-        resolve_torchvision(name, REGISTRY, None).tensors()
+        resolve_torchvision(name, CONTEXT).tensors()
     assert not done.exists()
 
 
@@ -221,7 +221,7 @@ def test_detectors_tensors_get_their_present_names(
     content = saved(old, tmp_path / "m.pth")
     point(monkeypatch, DETECTOR, server.offer("fasterrcnn", content))
     for _ in range(2):
-        found = resolve_torchvision(DETECTOR, REGISTRY, None)
+        found = resolve_torchvision(DETECTOR, CONTEXT)
         assert {k: len(v) for k, v in found.tensors().items()} == {
             "backbone.body.conv1.weight": 2,
             "backbone.fpn.inner_blocks.0.0.weight": 3,
@@ -240,13 +240,13 @@ def test_detectors_tensors_get_their_present_names(
 def test_forbidden_network(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADSTART_OFFLINE", "1")
     with pytest.raises(UserError, match="network is forbidden"):
-        resolve_torchvision(NAME, REGISTRY, None)
+        resolve_torchvision(NAME, CONTEXT)
 
 
 def test_server_out_of_reach(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     point(monkeypatch, NAME, "http://127.0.0.1:9/resnet18-01234567.pth")
     with pytest.raises(UserError, match="cannot be fetched") as caught:
-        resolve_torchvision(NAME, REGISTRY, None)
+        resolve_torchvision(NAME, CONTEXT)
     assert "run it again" in caught.value.faults[0].fix
 
 
@@ -260,7 +260,7 @@ def test_server_out_of_reach(server: Server, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_unknown_names(name: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
-        resolve_torchvision(name, REGISTRY, None)
+        resolve_torchvision(name, CONTEXT)
 
 
 def test_names_are_torchvisions() -> None:
@@ -327,9 +327,9 @@ def test_timm_weights_come_from_the_hub(
     with HubServer() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         commit = hub.publish("timm/test_resnet.r160_in1k", folder)
-        found = resolve_timm("test_resnet", REGISTRY, None)
+        found = resolve_timm("test_resnet", CONTEXT)
         assert (found.revision, found.licence) == (commit, "apache-2.0")
-        assert resolve_timm(f"test_resnet@{commit}", REGISTRY, None).files
+        assert resolve_timm(f"test_resnet@{commit}", CONTEXT).files
     backbone = build_timm(TimmSettings(name="vision/timm"), found.folder, {})
     report = load_weights(backbone, found)
     assert report.loaded == len(backbone.state_dict())
@@ -345,9 +345,9 @@ def test_timm_names_that_do_not_exist() -> None:
     from headstart_vision.timm_source import resolve_timm
 
     with pytest.raises(UserError, match="did you mean"):
-        resolve_timm("resnet18.a1_in2k", REGISTRY, None)
+        resolve_timm("resnet18.a1_in2k", CONTEXT)
     with pytest.raises(UserError, match="no weights"):
-        resolve_timm("resnte18", REGISTRY, None)
+        resolve_timm("resnte18", CONTEXT)
 
 
 # The real assets
