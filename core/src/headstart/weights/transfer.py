@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from headstart.errors import Fault, UserError
+from headstart.weights.pretrained_head import PretrainedHead, misfit
 from headstart.weights.rows import AlignedTable, RowTransfer, align_tables
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ def load_weights(
     left: list[tuple[str, str]] = []
     if weights.native:
         theirs, left = _from_run(theirs, backbone, head)
-    pretrained = _PretrainedHead(head, theirs, weights.classes, labels)
+    pretrained = PretrainedHead(head, theirs, weights.classes, labels)
     rest = {name: t for name, t in theirs.items() if name not in pretrained.names}
     tables, misaligned = align_tables(backbone, rest, weights.rows)
     rest |= {table.table: table.values for table in tables}
@@ -283,75 +284,6 @@ def _from_run(
     return found, left
 
 
-class _PretrainedHead:
-    """The tensors of a pretrained head that go into ours.
-
-    Attributes:
-        names: Of the source's tensors that belong to the head.
-        values: New values by our name.
-        skipped: Source's tensors that do not go into ours, and why.
-        faults: Tensors that are damaged.
-        kept: Our classes that the pretrained head knows.
-        new: The others.
-    """
-
-    def __init__(
-        self,
-        head: Head | None,
-        theirs: Mapping[str, Tensor],
-        classes: Sequence[str],
-        labels: Sequence[str],
-    ) -> None:
-        self.names: set[str] = set()
-        self.values: dict[str, Tensor] = {}
-        self.skipped: list[tuple[str, str]] = []
-        self.faults: list[Fault] = []
-        self.kept: tuple[str, ...] = ()
-        self.new: tuple[str, ...] = ()
-        upstream: Mapping[str, str] = getattr(head, "upstream", {})
-        if head is None or not upstream:
-            return
-        self._ours = head.state_dict(keep_vars=True)
-        by_class = False
-        for name, ours in self._ours.items():
-            prefix = max(
-                (p for p in upstream if name.startswith(p)), key=len, default=""
-            )
-            raw = upstream.get(prefix, "") + name[len(prefix) :]
-            if not prefix or raw not in theirs:
-                continue
-            self.names.add(raw)
-            tensor = theirs[raw]
-            if fault := _misfit(raw, tensor, ours):
-                self.faults.append(fault)
-                continue
-            value = head.adapt_classes(name, tensor, ours.detach(), classes)
-            by_class = by_class or value is not None
-            value = tensor if value is None else value
-            if value.shape == ours.shape:
-                self.values[name] = value
-            else:
-                shapes = f"{tuple(tensor.shape)}, not {tuple(ours.shape)}"
-                self.skipped.append((raw, f"the head wants another shape: {shapes}"))
-        # What the file holds of the same modules beside that (another design's).
-        roots = tuple(upstream.values()) if self.names else ()
-        for raw in theirs:
-            if raw.startswith(roots) and raw not in self.names and roots:
-                self.names.add(raw)
-                self.skipped.append((raw, "the head has no such part"))
-        if not self.values:
-            # Nothing of it is ours: another kind of head, under names like ours.
-            self.skipped = [(raw, "pretraining head") for raw, _ in self.skipped]
-        if by_class:
-            self.kept = tuple(label for label in labels if label in classes)
-            self.new = tuple(label for label in labels if label not in classes)
-
-    def copy(self) -> None:
-        with torch.no_grad():
-            for name, value in self.values.items():
-                self._ours[name].copy_(value)
-
-
 def _plan(
     backbone: Backbone,
     ours: Mapping[str, Tensor],
@@ -366,7 +298,7 @@ def _plan(
             if name in seen:
                 what = f"{seen[name]!r} and {raw!r} are both {name!r}"
                 plan.faults.append(Fault(what))
-            elif fault := _misfit(raw, tensor, ours[name]):
+            elif fault := misfit(raw, tensor, ours[name]):
                 plan.faults.append(fault)
             elif tensor.shape == ours[name].shape:
                 plan.take[name] = tensor
@@ -426,31 +358,6 @@ def _upstream(name: str, ours: Mapping[str, Tensor], backbone: Backbone) -> str:
         if name.endswith(old) and renamed in ours:
             return renamed
     return name
-
-
-def _misfit(name: str, tensor: Tensor, ours: Tensor) -> Fault | None:
-    """Why a tensor cannot be used whatever its shape is."""
-    if tensor.is_floating_point() != ours.is_floating_point():
-        kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, ours)]
-        return Fault(
-            f"{name!r} is {kinds[0]} in the weights, {kinds[1]} in the model",
-            fix="quantised weights cannot be loaded; use the original ones",
-        )
-    if not tensor.is_floating_point():
-        return None
-    # As cast, since a cast to a smaller type can overflow.
-    cast = tensor.to(ours.dtype)
-    if isinstance(ours, nn.Parameter):
-        bad = cast.numel() - int(torch.isfinite(cast).sum())
-    else:
-        # Masks that are added to attention scores are buffers with infinities.
-        bad = int(torch.isnan(cast).sum())
-    if bad:
-        return Fault(
-            f"{name!r} has {bad} values of {cast.numel()} that are NaN or infinite",
-            fix="the weights are damaged; get others",
-        )
-    return None
 
 
 def _is_dropped(name: str, backbone: Backbone) -> bool:
