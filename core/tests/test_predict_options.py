@@ -86,6 +86,13 @@ def _features() -> Any:
     return {"hidden": Feature("hidden", "vector", 8)}
 
 
+def test_show_names_the_options(with_options: HeadSpec) -> None:
+    result = CliRunner().invoke(commands, ["show", "toy/classifier"])
+    assert result.exit_code == 0, result.output
+    _, _, options = result.output.partition("options of `headstart predict`")
+    assert all(f"--{name}" in options for name in ("times", "at", "loud"))
+
+
 def test_wrong_values_are_told_by_option(with_options: HeadSpec) -> None:
     with pytest.raises(UserError) as caught:
         check_options(with_options, {"times": "many", "lod": True})

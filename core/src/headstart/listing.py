@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from pydantic import BaseModel
 
@@ -235,6 +235,9 @@ def show_spec(kind: str, spec: Any) -> None:
     if kind != "metric":
         click.echo()
         show_settings(kind, resolve(spec.settings))
+    if getattr(spec, "options", ""):
+        click.echo()
+        show_options(resolve(spec.options))
 
 
 _SHOWN = (
@@ -253,6 +256,17 @@ _SHOWN = (
 
 def show_settings(section: str, model: type[BaseModel]) -> None:
     """The keys of a section of a recipe, their defaults and meaning."""
+    click.secho(f"settings of [{section}]", bold=True)
+    _show_keys(model, lambda key: key)
+
+
+def show_options(model: type[BaseModel]) -> None:
+    """What `headstart predict` takes for a head beside the inputs."""
+    click.secho("options of `headstart predict`", bold=True)
+    _show_keys(model, lambda key: f"--{key.replace('_', '-')}")
+
+
+def _show_keys(model: type[BaseModel], written: Callable[[str], str]) -> None:
     rows = []
     for key, field in model.model_fields.items():
         if key == "name" and field.is_required():
@@ -264,12 +278,11 @@ def show_settings(section: str, model: type[BaseModel]) -> None:
             about[-1] += "."
         rows.append(
             {
-                "key": key,
+                "key": written(key),
                 "default": "required" if field.is_required() else _written(default),
                 "about": " ".join(about),
             }
         )
-    click.secho(f"settings of [{section}]", bold=True)
     print_rows(rows)
     if not rows:
         click.echo("none")
