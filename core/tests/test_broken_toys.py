@@ -288,7 +288,7 @@ def test_a_model_that_lets_shared_weights_pass(
     failures: Suite, monkeypatch: Patch
 ) -> None:
     stages_with(monkeypatch, tie)
-    monkeypatch.setattr(Model, "_refuse_shared", lambda self, stages: None)
+    monkeypatch.setattr(Model, "_refuse_shared", lambda self, stages, fixed: None)
     message = failures()["test_shared_parameters_are_refused"]
     assert "DID NOT RAISE" in message
 

@@ -36,7 +36,8 @@ SUMMARY: dict[str, Any] = {
         "unit": "tokens",
     },
     "padding_waste": 0.04321,
-    "peak_memory_bytes": 3 * 2**29,
+    "peak_memory_bytes": 1_510_000_000,
+    "memory": {"estimated_bytes": 1_640_000_000, "parts": {"weights": 90_000_000}},
     "bottleneck": "the model itself",
 }
 
@@ -80,13 +81,19 @@ def test_verdict_and_warnings(shown: Callable[..., str]) -> None:
 
 
 def test_costs_and_places(shown: Callable[..., str]) -> None:
-    assert shown().splitlines()[-5:] == [
+    assert shown().splitlines()[-6:] == [
         "time    1,314 s: setup 1.2, baselines 312",
-        "pace    1,235 samples/s, 45.7 tokens/s, padding 4.3%, peak memory 1.50 GiB",
+        "pace    1,235 samples/s, 45.7 tokens/s, padding 4.3%",
+        "memory  1.51 GB at the peak, 1.64 GB estimated",
         "        the model itself",
         "run     runs/a",
         "report  runs/a/report.html",
     ]
+
+
+def test_no_estimate_of_the_memory(shown: Callable[..., str]) -> None:
+    text = shown(memory={"reason": "the parameters are spread over the ranks"})
+    assert "\nmemory  1.51 GB at the peak\n" in text
 
 
 def test_numbers_have_four_digits_at_most(shown: Callable[..., str]) -> None:

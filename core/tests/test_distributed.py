@@ -38,7 +38,12 @@ RUNS: dict[str, dict[str, Any]] = {
     "weighted": {"head.class_weights": {"positive": 5.0, "negative": 0.2}},
     "unfreezing": {"strategy.name": "gradual", "strategy.unfreeze_share": 0.7},
     "cached": {"strategy.name": "layer-retraining", "cache.mode": "on"},
+    "recomputed": {"train.gradient_checkpointing": True, "train.accumulate": 2},
     "sharded": {"train.parallel": "fsdp"},
+    "sharded recomputed": {
+        "train.parallel": "fsdp",
+        "train.gradient_checkpointing": True,
+    },
     "sharded unfreezing": {
         "train.parallel": "fsdp",
         "strategy.name": "gradual",

@@ -64,6 +64,13 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {**SETTINGS, "backbone.dropout": 0.0, "data.noise": 0.0}
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No estimate before the first step, which runs the model too."""
+    name = "headstart.memory_estimate.estimate_memory"
+    monkeypatch.setattr(name, lambda trainer: "not in this test")
+
+
 class Watch(Callback):
     def __init__(self, kill_at: int = -1) -> None:
         self.kill_at = kill_at
@@ -224,6 +231,7 @@ def test_batch_norm_that_trains_is_pointed_out(
     assert any("BatchNorm" in text for text in watch.told) == pointed_out
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_part_that_fitted_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -350,6 +358,7 @@ def test_the_probe_leaves_no_trace(strategy: str, tmp_path: Path) -> None:
     assert records(probed.folder, *events) == records(plain.folder, *events)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_the_probe_takes_the_largest_samples_with_all_that_will_train(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ SUMMARY: dict[str, Any] = {
     },
     "padding_waste": 0.031,
     "peak_memory_bytes": 1_510_000_000,
+    "memory": {"estimated_bytes": 1_640_000_000, "parts": {}},
     "bottleneck": "83% of the time went to forward/backward.",
 }
 SECTION = Section(
@@ -275,7 +276,7 @@ def test_everything_is_told(page: Page) -> None:
         "3,000: 1,000 trainable, 2,000 frozen",
         "83% of the time went to forward/backward.",
         "3.1%",
-        "1.51 GB",
+        "1.51 GB at the peak, 1.64 GB estimated",
         "118.2",
         "3,110",
         "transformers 5.23.0",
@@ -529,7 +530,47 @@ def test_verdict_less_can_be_better() -> None:
     }
     found = verdict(summary, {})
     assert found.answer == "yes"
-    assert "0.500 for the best baseline, ridge (gain +0.100)" in found.sentence
+    better = "0.500 for the best baseline, ridge (20% lower, gain +0.100)"
+    assert better in found.sentence
+
+
+def tuned(ours: float, untouched: float, *others: tuple[str, float]) -> Any:
+    rows = [("untouched model", untouched), *others]
+    summary = {
+        "metrics": {"perplexity": ours},
+        "goals": {"perplexity": "min"},
+        "baselines": [
+            {"name": name, "metrics": {"perplexity": value}} for name, value in rows
+        ],
+    }
+    return verdict(summary, {})
+
+
+def test_verdict_against_the_untouched_model() -> None:
+    found = tuned(31.2, 45.6)
+    assert (found.answer, found.headline) == ("yes", "The fine-tuning paid")
+    assert found.sentence.startswith(
+        "Perplexity 31.200 on the test split, against 45.600 for the untouched model "
+        "(32% lower, gain +14.400)."
+    )
+    found = tuned(31.2, 45.6, ("bigrams", 90.0))
+    assert found.headline == "The transfer paid"
+    assert "for the untouched model, the best baseline (32%" in found.sentence
+
+
+def test_verdict_a_model_that_was_better_untouched() -> None:
+    found = tuned(50.0, 40.0, ("bigrams", 90.0))
+    assert (found.answer, found.headline) == ("no", "The fine-tuning did not pay")
+    assert "(25% higher, gain −10.000)" in found.sentence
+    assert found.warnings == (
+        "The untouched model is better on perplexity: it reaches 40.000, this run "
+        "50.000.",
+    )
+
+
+def test_verdict_tells_no_percentage_that_means_nothing() -> None:
+    for ours, theirs in ((-1.2, -0.8), (0.5, -0.5), (31.2, 31.2001)):
+        assert "%" not in tuned(ours, theirs).sentence
 
 
 def test_verdict_a_baseline_that_wins_on_another_metric_is_not_hidden() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -40,6 +41,13 @@ SITUATIONS = {
     "sgd": {"train.optimizer": "sgd"},
     "found rate": {"train.learning_rate": "auto"},
 }
+if importlib.util.find_spec("peft"):
+    SITUATIONS["adapters"] = {
+        "strategy.name": "lora",
+        "strategy.lora.dropout": 0.1,
+        "strategy.lora.dora": True,
+        "train.ema": 0.9,
+    }
 
 
 class Killed(BaseException):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from headstart.errors import PluginError
 from headstart.report import plots, sections
 from headstart.report.parts import Evaluation
 from headstart.report.verdict import gains, interval, intervals, mean_interval
+from headstart.specs import MetricSpec
 
 LABELS = ["bad", "fair", "good"]
 
@@ -290,6 +292,89 @@ def test_gains_of_an_error_turn_its_sign() -> None:
 
     ours, theirs = result(target + 0.1 * noise), result(target + noise)
     assert gains(ours, theirs)["mean-absolute-error"][0] > 0
+
+
+def documents(nll: Any, tokens: Any) -> Evaluation:
+    """A language model's result on documents of several lengths."""
+    spec = MetricSpec(
+        name="toy/perplexity",
+        summary="",
+        factory="",
+        inputs=("nll", "tokens"),
+        goal="min",
+        sample="",
+        sample_task={},
+        scores="given",
+        link="exp",
+    )
+    value = float(np.exp(np.sum(nll) / np.sum(tokens)))
+    return Evaluation(
+        "test",
+        {"perplexity": value},
+        {},
+        {},
+        [],
+        scores={"perplexity": np.stack([nll, tokens], axis=1)},
+        specs={"perplexity": spec},
+    )
+
+
+def drawn_documents(rng: Any, count: int) -> tuple[Any, Any, Any]:
+    """Summed losses of two models, alike by document, and numbers of tokens."""
+    tokens = rng.integers(5, 200, count)
+    difficulty = rng.normal(3.2, 0.5, count)
+    # Short documents are harder, so a mean over documents would be another number.
+    difficulty += 20 / tokens
+    theirs = difficulty + rng.normal(0.4, 0.1, count)
+    return difficulty * tokens, theirs * tokens, tokens
+
+
+def test_perplexity_has_the_interval_of_a_bootstrap_over_documents() -> None:
+    rng = np.random.default_rng(0)
+    nll, other, tokens = drawn_documents(rng, 300)
+    ours, theirs = documents(nll, tokens), documents(other, tokens)
+    picks = rng.integers(0, 300, (4000, 300))
+    length = tokens[picks].sum(axis=1)
+    one, two = (np.exp(x[picks].sum(axis=1) / length) for x in (nll, other))
+    low, high = intervals(ours)["perplexity"]
+    value = ours.metrics["perplexity"]
+    assert low < value < high
+    assert low * high == pytest.approx(value**2)
+    assert (low, high) == pytest.approx(np.quantile(one, [0.025, 0.975]), rel=0.01)
+    gain = gains(ours, theirs)["perplexity"]
+    assert sum(gain) / 2 == pytest.approx(theirs.metrics["perplexity"] - value)
+    assert gain == pytest.approx(np.quantile(two - one, [0.025, 0.975]), rel=0.03)
+    # Paired: narrower than what two samples of documents would give.
+    apart = two - rng.permutation(one)
+    low, high = np.quantile(apart, [0.025, 0.975])
+    assert gain[1] - gain[0] < (high - low) / 2
+    assert gains(theirs, ours)["perplexity"] == pytest.approx([-gain[1], -gain[0]])
+
+
+def test_interval_of_perplexity_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    nll, _, tokens = drawn_documents(rng, 200_000)
+    truth = np.exp(nll.sum() / tokens.sum())
+    covered = 0
+    for start in range(0, 60_000, 60):
+        rows = slice(start, start + 60)
+        low, high = intervals(documents(nll[rows], tokens[rows]))["perplexity"]
+        covered += low <= truth <= high
+    assert 925 <= covered <= 970
+
+
+def test_documents_that_do_not_count_change_no_interval() -> None:
+    nll, other, tokens = drawn_documents(np.random.default_rng(2), 40)
+    ours, theirs = documents(nll, tokens), documents(other, tokens)
+
+    def longer(given: Evaluation) -> Evaluation:
+        rows = np.insert(given.scores["perplexity"], 7, np.nan, axis=0)
+        return replace(given, scores={"perplexity": rows})
+
+    [alone] = intervals(ours).values()
+    assert intervals(longer(ours))["perplexity"] == pytest.approx(alone)
+    paired = gains(longer(ours), longer(theirs))["perplexity"]
+    assert paired == pytest.approx(gains(ours, theirs)["perplexity"])
 
 
 def test_mean_interval_by_hand() -> None:

@@ -590,6 +590,7 @@ def test_report_as_a_table_and_as_json(tmp_path):
         "parameters": 28,
         "trainable_at_start": False,
         "learning_rate_factor": 0.25,
+        "fixed": 0,
     }
     assert table["new"] == ["head.weight", "head.bias"]
     text = "\n".join(report.lines())

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
+from headstart import adapters
 from headstart.errors import UserError
 from headstart.execution import Execution, choose_execution
 from headstart.model import HEAD, Model
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from headstart.heads import Head
     from headstart.plugins import Registry
     from headstart.recipe import Recipe
+    from headstart.settings import StrategySettings
     from headstart.stages import Backbone
     from headstart.strategy import Plan
 
@@ -52,6 +53,25 @@ def build_backbone(
     if recipe.backbone.keep is not None:
         backbone.keep(recipe.backbone.keep)
     return backbone
+
+
+def complete_strategy(recipe: Recipe) -> StrategySettings:
+    """The strategy with what an adapter that it starts from says itself.
+
+    Raises:
+        UserError: There is no such adapter, or it does not fit the recipe.
+    """
+    strategy = recipe.strategy
+    if strategy.name != "lora":
+        return strategy
+    lora = adapters.completed(strategy.lora, recipe.backbone.weights)
+    return strategy.model_copy(update={"lora": lora})
+
+
+def adapt(recipe: Recipe, backbone: Backbone) -> None:
+    """Put the adapters that the strategy asks for into a backbone with its weights."""
+    if recipe.strategy.name == "lora":
+        adapters.attach(backbone, recipe.strategy.lora)
 
 
 def build_data(recipe: Recipe) -> DataModule:
@@ -116,6 +136,12 @@ def assemble(
         )
     else:
         transfer = TransferReport(weights.reference, resumed=True)
+    adapt(recipe, backbone)
+    if backbone.adapted:
+        lora = recipe.strategy.lora
+        transfer = replace(transfer, adapters=adapters.describe(backbone, lora))
+        if lora.adapter and architecture is None:
+            adapters.load(backbone, lora)
     model = execution.place(Model(backbone, head))
     return Assembly(model, data, weights, transfer, execution)
 
@@ -124,19 +150,27 @@ def complete_transfer(assembly: Assembly, plan: Plan) -> TransferReport:
     """The transfer report with the head's parameters and what trains at the start."""
     model = assembly.model
     assert assembly.transfer is not None
-    start = plan.trainable(0)
-    stages = [
-        StageTransfer(name, _numbers(stage), name in start, plan.factors[name])
-        for name, stage in model.backbone.stages.items()
-    ]
-    stages.append(StageTransfer(HEAD, _numbers(model.head), True, 1.0))
+    start, fixed = plan.trainable(0), model.backbone.fixed
+    counts = {name: [0, 0] for name in (*model.backbone.stages, HEAD)}
+    # By name once: a tied parameter counts where it is first.
+    for name, parameter in model.named_parameters():
+        count = counts[model.part_of(name)]
+        count[0] += parameter.numel()
+        if name.removeprefix("backbone.") in fixed:
+            count[1] += parameter.numel()
+    stages = tuple(
+        StageTransfer(
+            name,
+            number,
+            trainable_at_start=name == HEAD or name in start,
+            learning_rate_factor=plan.factors.get(name, 1.0),
+            fixed=fixed_number,
+        )
+        for name, (number, fixed_number) in counts.items()
+    )
     new = tuple(
         f"head.{name}"
         for name, _ in model.head.named_parameters()
         if name not in assembly.transfer.head_loaded
     )
-    return replace(assembly.transfer, new=new, stages=tuple(stages))
-
-
-def _numbers(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+    return replace(assembly.transfer, new=new, stages=stages)

@@ -166,7 +166,7 @@ def predict(
     from standard input. To a terminal as a table, else as JSON lines. Some heads take
     OPTIONs of their own: `headstart show HEAD` names them.
     """
-    from headstart.console import Counter
+    from headstart.console import Counter, Pieces
     from headstart.predict_options import check_options, options_model, split_options
     from headstart.runs import Run
 
@@ -182,15 +182,37 @@ def predict(
             files = run.predict_into(output, items, counter, options)
             click.echo("\n".join(map(str, files)), err=True)
             return
-        results = run.predict_each(items, counter, options)
+        shown = not output and not as_json and sys.stdout.isatty()
+        # Of several inputs nobody could tell which text belongs to which.
+        pieces = Pieces() if shown and len(items) == 1 else None
+        results = run.predict_each(items, counter, options, pieces)
         if output:
             count = _write_lines(output, results)
             click.echo(f"{count} prediction{'s' * (count != 1)} in {output}", err=True)
-        elif as_json or not sys.stdout.isatty():
+        elif not shown:
             for result in results:
                 print_json(result, indent=None)
         else:
-            print_rows([prediction_row(result) for result in results])
+            rows = [prediction_row(result) for result in results]
+            # What was shown as it came needs no table.
+            if not (pieces and pieces.end()):
+                print_rows(rows)
+
+
+@commands.command(short_help="Write a run's model for use without headstart.")
+@click.argument("run_folder", metavar="RUN")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--merge", is_flag=True, help="Fold adapters (LoRA) into the weights they adapt."
+)
+def export(run_folder: str, folder: Path, merge: bool) -> None:
+    """Write the model of a RUN into a new FOLDER as the library it comes from has it:
+    tensors under that library's names, its configuration and vocabulary, and the head
+    beside them. Adapters go alone, in peft's format, unless merged.
+    """
+    from headstart.runs import Run
+
+    click.echo(Run(run_folder).export(folder, merge))
 
 
 @commands.command(short_help="Check a recipe and its data, and train nothing.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -131,6 +132,24 @@ class Counter:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
+
+
+class Pieces:
+    """Shows predictions on a terminal as they are made, piece by piece."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, piece: str) -> None:
+        if piece:
+            click.echo(piece, nl=False)
+            self._last = piece
+
+    def end(self) -> bool:
+        """End the line; whether there was anything to show."""
+        if self._last and not self._last.endswith("\n"):
+            click.echo()
+        return bool(self._last)
 
 
 class RunConsole(Callback):
@@ -380,12 +399,19 @@ def cost_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         pace += f", {_brief(flow['units_per_second'])} {flow['unit']}/s"
     if summary["padding_waste"] is not None:
         pace += f", padding {summary['padding_waste']:.1%}"
-    memory = summary["peak_memory_bytes"] / 2**30
     return [
         ("time", f"{_brief(seconds['total'])} s: {shown}"),
-        ("pace", f"{pace}, peak memory {memory:.2f} GiB"),
+        ("pace", pace),
+        ("memory", _memory(summary)),
         ("", summary["bottleneck"]),
     ]
+
+
+def _memory(summary: Mapping[str, Any]) -> str:
+    """What was needed at the peak, and what it was thought to be."""
+    text = f"{summary['peak_memory_bytes'] / 1e9:.2f} GB at the peak"
+    estimated = summary.get("memory", {}).get("estimated_bytes")
+    return text + (f", {estimated / 1e9:.2f} GB estimated" if estimated else "")
 
 
 def _brief(value: float) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,6 +89,50 @@ def _git(*arguments: str) -> str:
     return subprocess.run(
         ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
     ).stdout.strip()
+
+
+def used_memory_bytes(device: torch.device) -> int:
+    """The memory that this process has now, as :func:`peak_memory_bytes` counts it."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory_bytes(device)
+    return pages * resource.getpagesize()
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """The memory that this process can have beside what it has; unknown: ``None``."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )
+        return free + unused
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        sizes = dict(line.split(":") for line in lines)
+        machine = int(sizes["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    group = _group_memory_bytes()
+    return machine if group is None else min(machine, group)
+
+
+def _group_memory_bytes() -> int | None:
+    """What the control group (a container's, a batch system's) leaves, if it limits."""
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text())
+        used = int((folder / "memory.current").read_text())
+        lines = (folder / "memory.stat").read_text().splitlines()
+        files = int(dict(line.split() for line in lines)["inactive_file"])
+    except (OSError, KeyError, ValueError):
+        # There is no group, or its limit is "max".
+        return None
+    # Pages of files that were read are given back when memory is short.
+    return max(limit - used + files, 0)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -37,9 +37,12 @@ class MetricSet:
             metric = resolve(spec.factory)(task)
             if isinstance(metric, torch.nn.Module):
                 metric = metric.to(device)
-            if hasattr(metric, "sync_on_compute"):
-                # Every rank is given all outputs; torchmetrics would add them up again.
-                metric.sync_on_compute = False
+            for part in metric.modules() if isinstance(metric, torch.nn.Module) else ():
+                # Every rank is given all outputs, or the main one alone measures:
+                # torchmetrics would gather them from all ranks once more. (Its
+                # ``sync_on_compute`` is read only when a metric is made.)
+                if hasattr(part, "distributed_available_fn"):
+                    setattr(part, "distributed_available_fn", lambda: False)  # noqa: B010
             self._metrics[spec.name.rpartition("/")[2]] = (spec, metric)
 
     def update(self, outputs: Mapping[str, Any]) -> None:
@@ -96,7 +99,7 @@ def forward_batches(
     for loaded in _loaded(data, samples, batches, execution):
         # Closed at every yield: a consumer must not lose its gradients unawares.
         with torch.no_grad(), execution.autocast():
-            state = model(model.prefix(execution.move(loaded)))
+            state = model.head.infer(model, execution.move(loaded))
         yield state
 
 

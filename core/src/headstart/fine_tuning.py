@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from headstart.fetch.http import Progress
     from headstart.recipe import Recipe
     from headstart.strategy import Plan
+    from headstart.trainer import Trainer
 
 CHANGEABLE = (
     "train.epochs",
@@ -33,6 +34,7 @@ CHANGEABLE = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.bad_steps",
+    "train.gradient_checkpointing",
     "train.tensorboard",
     "early_stopping.patience",
     "early_stopping.min_delta",
@@ -88,7 +90,7 @@ def run(
     registry = load_plugins()
     checked = load_recipe(recipe, overrides, registry=registry)
 
-    from headstart.assembly import assemble
+    from headstart.assembly import assemble, complete_strategy
     from headstart.callbacks import TensorBoardLog, Watchers
     from headstart.distributed import join_world
     from headstart.run_folder import create_run_folder
@@ -97,6 +99,7 @@ def run(
     if checked.train.tensorboard:
         TensorBoardLog.require()
     world = join_world()
+    checked = replace(checked, strategy=complete_strategy(checked))
     assembly = assemble(checked, registry, progress)
     # The data module may have completed its settings, e.g. with an asset's own.
     checked = replace(checked, data=assembly.data.settings)
@@ -264,7 +267,7 @@ def _train(
     from headstart.clock import Clock
     from headstart.costs import costs
     from headstart.distributed import load_whole
-    from headstart.judgement import judge
+    from headstart.judgement import judge, judge_untouched
     from headstart.probe import write_probe
     from headstart.run_folder import write_json
     from headstart.training_setup import make_trainer
@@ -278,6 +281,10 @@ def _train(
         for message in start.messages:
             watcher.on_message(message)
     clock = Clock(assembly.execution.device, setup=time.perf_counter() - began)
+    if start.checkpoint is None:
+        judge_untouched(
+            recipe, assembly, plan, transfer, folder, world, clock, watchers
+        )
     trainer = make_trainer(
         recipe,
         assembly,
@@ -288,6 +295,8 @@ def _train(
         world,
         start.checkpoint,
     )
+    memory = _estimate_memory(trainer, watchers)
+    clock.lap("setup")
     status = trainer.fit()
     if recipe.report.scratch_control and status != "interrupted":
         for watcher in watchers:
@@ -310,6 +319,7 @@ def _train(
         "accumulate": progress.accumulate,
         "ranks": world.size,
         "parameters": assembly.model.counts(),
+        "memory": memory,
     }
     if status == "interrupted":
         summary["reason"] = (
@@ -322,6 +332,21 @@ def _train(
         summary |= judge(recipe, assembly, plan, clock, folder, world)
     device, unit = assembly.execution.device, assembly.data.size_unit
     return summary | costs(clock, trainer.batches, trainer.train_seconds, unit, device)
+
+
+def _estimate_memory(trainer: Trainer, watchers: Watchers) -> dict[str, Any]:
+    """Tell what the training will need at its peak; for the summary."""
+    from headstart.memory_estimate import estimate_memory
+
+    estimate = estimate_memory(trainer)
+    if isinstance(estimate, str):
+        messages, summary = [f"memory: no estimate, {estimate}"], {"reason": estimate}
+    else:
+        messages, summary = estimate.messages(), estimate.to_dict()
+    for message in messages:
+        for watcher in watchers:
+            watcher.on_message(message)
+    return summary
 
 
 def _latest(checkpoints: Path) -> _Start:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from headstart.model import Model
     from headstart.report.parts import Evaluation, Section
@@ -31,13 +31,24 @@ class Head(nn.Module):
             none does.
         options: What ``headstart predict`` was told beside the inputs; ``None``
             outside of it.
+        emit: Takes pieces of a prediction as they come, where somebody watches; a head
+            that makes predictions piece by piece calls it.
+        cacheable: Whether evaluation may start from cached features; not where
+            :meth:`infer` does more in it than to run the model once.
+        neutral: Parameters that change no answer at the values they start at (a scale,
+            biases of 0): with pretrained weights for all else the model can be tested
+            before it is trained.
     """
+
+    cacheable: ClassVar[bool] = True
+    neutral: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
         self.reads: tuple[str, ...] = ()
         self.upstream: Mapping[str, str] = {}
         self.options: PredictOptions | None = None
+        self.emit: Callable[[str], None] | None = None
 
     @property
     def reduction(self) -> str:
@@ -73,6 +84,19 @@ class Head(nn.Module):
         Known before the forward pass, so that parts of a batch can be weighted. Reads
         targets only: of a cached batch there may be nothing else.
         """
+
+    def infer(self, model: Model, batch: State) -> State:
+        """The state that ``loss`` and ``outputs`` read, outside of training.
+
+        By default the model runs once on the batch. A head may do more: windows that
+        slide over a volume, generation of text token by token.
+
+        Args:
+            model: In evaluation mode, this head in it.
+            batch: Collated, on the model's device.
+        """
+        state: State = model(model.prefix(batch))
+        return state
 
     @abstractmethod
     def outputs(self, state: State) -> dict[str, Any]:

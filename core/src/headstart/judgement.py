@@ -1,4 +1,4 @@
-"""After training: the test split, the baselines beside it, the scratch control."""
+"""The test split, the baselines beside it, the untouched model, the scratch control."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from headstart.callbacks import Callback, Record
 from headstart.clock import Clock
 from headstart.evaluate import MetricSet, evaluate, measure
 from headstart.model import Model
-from headstart.probe import as_arrays, read_probe
+from headstart.probe import as_arrays, read_probe, read_untouched, write_untouched
 from headstart.recipe import short_name
 from headstart.report.parts import Evaluation
-from headstart.report.verdict import gains, intervals
+from headstart.report.verdict import UNTOUCHED, gains, intervals, scores_by_sample
 from headstart.run_folder import write_json
 from headstart.settings import StrategySettings
 from headstart.specs import resolve
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from headstart.assembly import Assembly
+    from headstart.callbacks import Watchers
     from headstart.distributed import World
     from headstart.recipe import Recipe
     from headstart.strategy import Plan
+    from headstart.weights.transfer import TransferReport
 
 
 class _Curve(Callback):
@@ -41,6 +43,39 @@ class _Curve(Callback):
     def on_record(self, record: Record) -> None:
         if record["event"] == "validation":
             self.points.append(record)
+
+
+def judge_untouched(
+    recipe: Recipe,
+    assembly: Assembly,
+    plan: Plan,
+    transfer: TransferReport,
+    folder: Path,
+    world: World,
+    clock: Clock,
+    watchers: Watchers,
+) -> None:
+    """Test the model as it is before the first step, on all ranks, and keep the result.
+
+    Only where the weights bring a whole model: a new head has nothing to say yet. And
+    only where steps follow. The test split chooses nothing here either: the result is
+    put away until the trained model is tested, and stands beside it as a baseline.
+    """
+    if not (recipe.report.baselines and plan.total):
+        return
+    if not transfer.brings_all(assembly.model.head.neutral):
+        return
+    for watcher in watchers:
+        watcher.on_message(
+            "first the test of the untouched model (report.baselines = false: none)"
+        )
+    device = assembly.execution.device
+    # Loaders draw seeds, and a range test comes next: what is random stays as it is.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        theirs = test(recipe, assembly, world)
+    if world.main:
+        write_untouched(folder, theirs.metrics, scores_by_sample(theirs))
+    clock.lap("baselines")
 
 
 def judge(
@@ -60,15 +95,21 @@ def judge(
     """
     ours = test(recipe, assembly, world)
     clock.lap("evaluation")
+    head = assembly.model.head
+    # On all ranks: shards are put together whenever the model runs.
+    after = as_arrays(head.probe(assembly.model))
     if not world.main:
         return {}
-    head = assembly.model.head
-    probed = replace(
-        ours, before=read_probe(folder), after=as_arrays(head.probe(assembly.model))
-    )
+    probed = replace(ours, before=read_probe(folder), after=after)
     sections = [section.to_dict() for section in head.report(probed)]
     write_json(folder / "sections.json", sections)
     baselines = []
+    if recipe.report.baselines and (kept := read_untouched(folder)):
+        metrics, scores = kept
+        theirs = replace(ours, metrics=metrics, outputs={}, scores=scores)
+        baselines.append(
+            {"name": UNTOUCHED, "metrics": metrics, "gains": gains(ours, theirs)}
+        )
     for baseline in assembly.data.baselines() if recipe.report.baselines else ():
         values = measure(baseline.outputs, recipe.metric_specs, assembly.data.task)
         theirs = _evaluation(recipe, assembly, values, baseline.outputs)
@@ -132,6 +173,7 @@ def _evaluation(
         samples=lambda index: data.show(samples[index]),
         rows=recipe.report.samples,
         scores=scores,
+        specs={short_name(spec.name): spec for spec in recipe.metric_specs},
     )
 
 

@@ -24,6 +24,11 @@ class Model(nn.Module):
     ``prefix`` runs the stages up to the freeze point without gradients; ``forward``
     runs the rest and the head. Training is ``model(model.prefix(batch))``; a cached
     prefix, or a distributed wrapper around ``forward``, fits between the two.
+
+    Attributes:
+        trainable: The stages that train.
+        gradient_checkpointing: Whether training computes each stage a second time in
+            the backward pass, instead of keeping what is inside it.
     """
 
     def __init__(self, backbone: Backbone, head: Head) -> None:
@@ -31,6 +36,7 @@ class Model(nn.Module):
         self.backbone = backbone
         self.head = head
         self.trainable: frozenset[str] = frozenset(backbone.stage_names)
+        self.gradient_checkpointing = False
 
     @property
     def freeze_point(self) -> int:
@@ -60,13 +66,14 @@ class Model(nn.Module):
         Raises:
             UserError: A parameter is shared by a frozen and a training part.
         """
-        self._refuse_shared(stages)
+        fixed = self.backbone.fixed
+        self._refuse_shared(stages, fixed)
         self.trainable = stages
-        for name, stage in self.backbone.stages.items():
-            stage.requires_grad_(name in stages)
-            if name not in stages:
-                for parameter in stage.parameters():
-                    parameter.grad = None
+        for name, parameter in self.backbone.named_parameters():
+            trains = self.part_of(f"backbone.{name}") in stages and name not in fixed
+            parameter.requires_grad_(trains)
+            if not trains:
+                parameter.grad = None
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Model:
@@ -74,6 +81,11 @@ class Model(nn.Module):
         for name, stage in self.backbone.stages.items():
             if name not in self.trainable:
                 stage.eval()
+        for name in self.backbone.adapted_stages:
+            for module in self.backbone.stages[name].modules():
+                # What an adapter is beside stays as it is, its statistics included.
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
     def prefix(self, state: State) -> State:
@@ -109,7 +121,9 @@ class Model(nn.Module):
         """The stages from the freeze point on, and the head; takes a prefix."""
         start = self.freeze_point
         if start < len(self.backbone.stages):
-            state = self.head.reduce(self.backbone.run(state, start))
+            recompute = self.gradient_checkpointing and self.training
+            state = self.backbone.run(state, start, recompute=recompute)
+            state = self.head.reduce(state)
         result: State = self.head(state)
         return result
 
@@ -119,18 +133,20 @@ class Model(nn.Module):
         trainable = sum(p.numel() for p in self.parameters() if p.requires_grad)
         return {"total": total, "frozen": total - trainable, "trainable": trainable}
 
-    def _refuse_shared(self, stages: frozenset[str]) -> None:
-        owners: dict[int, str] = {}
+    def _refuse_shared(self, stages: frozenset[str], fixed: frozenset[str]) -> None:
+        owners: dict[int, tuple[str, bool]] = {}
         for name, parameter in self.named_parameters(remove_duplicate=False):
             part = self.part_of(name)
-            first = owners.setdefault(id(parameter), part)
-            trains = {part in stages or part == HEAD, first in stages or first == HEAD}
-            if len(trains) == 2:
+            trains = part == HEAD or part in stages
+            trains = trains and name.removeprefix("backbone.") not in fixed
+            first, first_trains = owners.setdefault(id(parameter), (part, trains))
+            if trains != first_trains:
                 raise UserError(
                     f"{first!r} and {part!r} share the parameter {name!r}, and only "
                     "one of them is frozen",
                     where="strategy",
                     why="a tied weight cannot both stay as it is and train",
-                    fix=f"freeze or train {first!r} and {part!r} together, or untie "
-                    "them in the backbone's settings",
+                    fix=f"freeze or train {first!r} and {part!r} together (surgical "
+                    "names stages, lora leaves all of them as they are), or untie them "
+                    "in the backbone's settings where it has one for that",
                 )

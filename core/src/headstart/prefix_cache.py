@@ -143,6 +143,8 @@ class PrefixCaches:
     ) -> Path | None:
         augmented = split == "train" and self.data.augments
         reason = self._refusal(augmented)
+        if split != "train" and not self.model.head.cacheable:
+            reason = reason or "evaluation does more than run the model once"
         if reason:
             if self.settings.mode != "off" and self.model.freeze_point:
                 self._say(split, f"off, {reason}")

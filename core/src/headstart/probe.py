@@ -1,11 +1,13 @@
-"""What a head shows from before the training, kept in the run folder until its end."""
+"""What is known from before the training, kept in the run folder until its end."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.numpy import load_file
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from headstart.run_folder import read_json, write_json
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TENSORS, VALUES = "before.safetensors", "before.json"
+SCORES, METRICS = "untouched.safetensors", "untouched.json"
 
 
 def write_probe(folder: Path, values: Mapping[str, Any]) -> None:
@@ -45,3 +48,22 @@ def as_arrays(values: Mapping[str, Any]) -> dict[str, Any]:
         key: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
         for key, value in values.items()
     }
+
+
+def write_untouched(
+    folder: Path, metrics: Mapping[str, float], scores: Mapping[str, Any]
+) -> None:
+    """Keep the test of the model before the first step: metrics, scores by sample."""
+    if scores:
+        arrays = {key: np.ascontiguousarray(value) for key, value in scores.items()}
+        save_arrays(arrays, folder / SCORES)
+    # Last: where it is, the other one is whole.
+    write_json(folder / METRICS, dict(metrics))
+
+
+def read_untouched(folder: Path) -> tuple[dict[str, float], dict[str, Any]] | None:
+    """Metrics and scores by sample that were kept; ``None`` when there was no test."""
+    if not (folder / METRICS).exists():
+        return None
+    scores = load_file(folder / SCORES) if (folder / SCORES).exists() else {}
+    return read_json(folder / METRICS), scores

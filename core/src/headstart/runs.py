@@ -131,9 +131,18 @@ class Run:
         inputs: Sequence[Any],
         progress: Counting | None = None,
         options: Mapping[str, Any] | None = None,
+        emit: Callable[[str], None] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """As :meth:`predict`, as soon as each batch is done."""
-        data, samples, predictions = self._predictions(inputs, progress, options)
+        """As :meth:`predict`, as soon as each batch is done.
+
+        Args:
+            inputs: As for :meth:`predict`.
+            progress: Told how many of how many are done.
+            options: As for :meth:`predict`.
+            emit: Takes pieces of a prediction as they come, from heads that make it
+                piece by piece (text, token by token).
+        """
+        data, samples, predictions = self._predictions(inputs, progress, options, emit)
         for sample, found in zip(samples, predictions, strict=True):
             yield {"input": data.input_name(sample), **found}
 
@@ -182,11 +191,33 @@ class Run:
             shutil.rmtree(partial, ignore_errors=True)
         return [target / path.relative_to(partial) for path in written]
 
+    def export(self, folder: str | Path, merge: bool = False) -> Path:
+        """Write the kept model as the upstream library has it, to be used without us.
+
+        Args:
+            folder: Made by this; there whole, or not at all.
+            merge: Fold adapters into the weights; else they alone are written, as peft
+                writes them. Without adapters it is the same either way.
+
+        Returns:
+            The folder.
+
+        Raises:
+            UserError: The folder is not empty, or cannot be written.
+        """
+        from headstart.export import export_model
+
+        recipe = self.recipe()
+        # A model of its own: merging changes it.
+        model, self._model = self._open(recipe), None
+        return export_model(model, recipe, self, Path(folder), merge)
+
     def _predictions(
         self,
         inputs: Sequence[Any],
         progress: Counting | None,
         options: Mapping[str, Any] | None,
+        emit: Callable[[str], None] | None = None,
     ) -> tuple[DataModule, Sequence[Sample], Iterator[dict[str, Any]]]:
         """The data module, samples of the inputs, and a prediction for each."""
         import numpy as np
@@ -203,7 +234,7 @@ class Run:
             inputs = [*inputs, *checked.inputs()]
         execution = choose_execution(recipe.train)
         model = self._open(recipe)
-        model.head.options = checked
+        model.head.options, model.head.emit = checked, emit
         data = build_data(recipe)
         data.task = read_json(self.folder / "task.json")
         data.prepare(model.backbone.preprocessing)
@@ -227,7 +258,7 @@ class Run:
 
     def _open(self, recipe: Recipe) -> Model:
         """The kept model on its device, strictly loaded, head included."""
-        from headstart.assembly import build_backbone, build_head
+        from headstart.assembly import adapt, build_backbone, build_head
         from headstart.checkpoint import open_checkpoint
         from headstart.execution import choose_execution
         from headstart.model import Model
@@ -237,6 +268,7 @@ class Run:
             task = read_json(self.folder / "task.json")
             backbone = build_backbone(recipe, self.folder / ARCHITECTURE, task)
             model = Model(backbone, build_head(recipe, backbone, task))
+            adapt(recipe, backbone)
             checkpoint, _ = open_checkpoint(self.folder / "checkpoints")
             model.load_state_dict(checkpoint.kept_model())
             self._model = model.to(choose_execution(recipe.train).device)

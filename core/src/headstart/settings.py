@@ -74,6 +74,33 @@ class DataSettings(Settings):
     """Processes that read and collate; 0 does it in the training process."""
 
 
+class LoraSettings(Settings):
+    """``[strategy.lora]``: low-rank adapters beside frozen layers (needs ``peft``)."""
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of the update of each layer."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The update counts ``alpha / rank`` times (``alpha / sqrt(rank)`` with
+    ``rslora``)."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Of what goes into the adapters."""
+    targets: tuple[str, ...] = ("all-linear",)
+    """Layers that get an adapter, by the end of their names (``q_proj``,
+    ``attention.self.query``); ``all-linear`` takes every linear layer."""
+    stages: tuple[str, ...] = ()
+    """The stages whose layers get one; empty takes all but the output."""
+    dora: bool = False
+    """Also train each layer's norms (DoRA)."""
+    rslora: bool = False
+    """Scale by the root of the rank (rsLoRA), for high ranks."""
+    adapter: str = ""
+    """Folder of an adapter in peft's format to start from; it says rank, alpha and
+    targets itself."""
+    base: str = ""
+    """What the adapter calls its base model, where ``backbone.weights`` has the same
+    model under another name."""
+
+
 class StrategySettings(Settings):
     """``[strategy]``: which stages train, when, at which learning rate."""
 
@@ -84,6 +111,7 @@ class StrategySettings(Settings):
         "gradual",
         "lp-ft",
         "surgical",
+        "lora",
         "scratch",
         "none",
     ] = "global"
@@ -100,6 +128,8 @@ class StrategySettings(Settings):
     """``lp-ft``: share of the training that goes to the head alone."""
     stage_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Learning-rate factor from one stage to the one below it."""
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    """``lora``: the adapters."""
 
 
 class TrainSettings(Settings):
@@ -155,6 +185,9 @@ class TrainSettings(Settings):
     bad_steps: Annotated[int, Field(ge=1)] = 10
     """Steps with a loss or gradient that is not finite after which the run stops;
     until then they are left out and counted."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes from stage to stage and compute each stage a second time in
+    the backward pass: less memory, about a third more time, the same numbers."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several ranks (``torchrun``) share the work: whole copies or shards."""
     compile: bool = False
@@ -205,7 +238,7 @@ class ReportSettings(Settings):
     """``[report]``: the evidence."""
 
     baselines: bool = True
-    """Compute the data's simple baselines beside the result."""
+    """Set simple baselines beside the result, and the model as it was untouched."""
     samples: Annotated[int, Field(ge=0)] = 12
     """Rows in the tables of wrong and unsure samples."""
     scratch_control: bool = False

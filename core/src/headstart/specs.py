@@ -15,8 +15,9 @@ from headstart.errors import PluginError, nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-FeatureKind = Literal["tokens", "map", "volume", "vector", "table"]
+FeatureKind = Literal["tokens", "logits", "map", "volume", "vector", "table"]
 Goal = Literal["max", "min"]
+Link = Literal["identity", "exp"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Feature:
 
     Attributes:
         name: Key in the state.
-        kind: ``tokens`` (batch, time, channels), ``map`` (batch, channels, height,
+        kind: ``tokens`` (batch, time, channels), ``logits`` (batch, time, vocabulary)
+            for the token that comes next, ``map`` (batch, channels, height,
             width), ``volume`` (batch, channels, depth, height, width), ``vector``
             (batch, channels), ``table`` (rows, channels).
         channels: Width; ``None`` while it depends on the weights' configuration.
@@ -154,7 +156,10 @@ class MetricSpec:
         sample_task: A task for tests.
         scores: Code, called as ``scores(task, outputs) -> np.ndarray``: of a metric
             that is a mean over samples, each sample's share in it (NaN: does not
-            count), from which intervals and paired gains are computed.
+            count), from which intervals and paired gains are computed. Of a ratio of
+            sums, each sample's share in both: (samples, 2).
+        link: What makes the metric of that mean or ratio: perplexity is ``exp`` of the
+            loss per token.
     """
 
     name: str
@@ -165,6 +170,7 @@ class MetricSpec:
     sample: str
     sample_task: Mapping[str, Any]
     scores: str = ""
+    link: Link = "identity"
 
 
 @dataclass(frozen=True)

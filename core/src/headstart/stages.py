@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from headstart.errors import UserError, nearest
 
@@ -22,6 +24,16 @@ if TYPE_CHECKING:
     from headstart.specs import Feature
 
 State: TypeAlias = dict[str, Any]
+
+
+def moves_statistics(stage: nn.Module) -> bool:
+    """Whether a pass moves running statistics; a second one would move them twice."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._NormBase)
+        and module.training
+        and module.track_running_stats
+        for module in stage.modules()
+    )
 
 
 class Backbone(nn.Module):
@@ -57,6 +69,12 @@ class Backbone(nn.Module):
         rows: Parameters and buffers that are tables, by our names: what each row
             belongs to. Weights that know it of theirs are aligned by it.
         optional: Glob patterns of upstream names that weights need not have.
+        copies: Upstream names that weights may leave out, because they start as copies
+            of other ones: ``{"lm_head.weight": "model.embed_tokens.weight"}``.
+
+    Attributes:
+        adapted: Where low-rank adapters are, by our names of the modules; see
+            :mod:`headstart.adapters`.
     """
 
     def __init__(
@@ -75,6 +93,7 @@ class Backbone(nn.Module):
         config: Mapping[str, Any] | None = None,
         rows: Mapping[str, Sequence[str]] | None = None,
         optional: Sequence[str] = (),
+        copies: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleDict(dict(stages))
@@ -90,16 +109,37 @@ class Backbone(nn.Module):
         self.consumed = tuple(consumed)
         self.rows = dict(rows or {})
         self.optional = tuple(optional)
+        self.copies = dict(copies or {})
+        self.adapted: tuple[str, ...] = ()
         self.dropped: tuple[str, ...] = ()
 
     @property
     def stage_names(self) -> tuple[str, ...]:
         return tuple(self.stages)
 
-    def run(self, state: State, start: int = 0, stop: int | None = None) -> State:
-        """Run the stages ``start`` to ``stop`` (not included) on a running batch."""
+    def run(
+        self,
+        state: State,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        recompute: bool = False,
+    ) -> State:
+        """Run the stages ``start`` to ``stop`` (not included) on a running batch.
+
+        Args:
+            state: The batch.
+            start: First stage.
+            stop: The one after the last; ``None`` runs all.
+            recompute: Keep what goes from stage to stage alone, and compute each one
+                again in the backward pass (gradient checkpointing, Chen et al. 2016),
+                with the same dropout. Gradients are the same to the last bit.
+        """
         for stage in list(self.stages.values())[start:stop]:
-            state = stage(state)
+            if recompute and torch.is_grad_enabled() and not moves_statistics(stage):
+                state = checkpoint(stage, state, use_reentrant=False)
+            else:
+                state = stage(state)
         return state
 
     def forward(self, state: State) -> State:
@@ -157,6 +197,22 @@ class Backbone(nn.Module):
         table = self.state_dict()[name]
         table[~matched] = table[matched].mean(dim=0)
         return "at the mean of the matched"
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """Parameters that never train: in adapted stages, all but the adapters'."""
+        stages = tuple(f"stages.{stage}." for stage in self.adapted_stages)
+        return frozenset(
+            name
+            for name, _ in self.named_parameters(remove_duplicate=False)
+            if name.startswith(stages) and ".lora_" not in name
+        )
+
+    @property
+    def adapted_stages(self) -> tuple[str, ...]:
+        """The stages that have adapters, in order."""
+        found = {module.split(".")[1] for module in self.adapted}
+        return tuple(name for name in self.stages if name in found)
 
     def upstream_name(self, parameter: str) -> str:
         """The upstream library's name of one of our parameters or buffers."""

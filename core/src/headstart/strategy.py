@@ -65,7 +65,12 @@ def freeze_point(stages: Sequence[str], trainable: frozenset[str]) -> int:
     return len(stages)
 
 
-def make_plan(settings: StrategySettings, stages: Sequence[str], total: int) -> Plan:
+def make_plan(
+    settings: StrategySettings,
+    stages: Sequence[str],
+    total: int,
+    adapted: Sequence[str] = (),
+) -> Plan:
     """Turn a strategy into what trains at each of ``total`` steps.
 
     - ``feature-extraction``: the head alone.
@@ -77,6 +82,8 @@ def make_plan(settings: StrategySettings, stages: Sequence[str], total: int) -> 
       (Howard and Ruder 2018, ULMFiT).
     - ``lp-ft``: the head, then everything, each with its own schedule (Kumar et al.
       2022, linear probing then fine-tuning).
+    - ``lora``: the head and the adapters, in the stages ``adapted`` (Hu et al. 2022,
+      LoRA); what they are beside stays as it is (``Backbone.fixed``).
 
     Raises:
         UserError: A stage that does not exist, or settings that contradict.
@@ -92,6 +99,8 @@ def make_plan(settings: StrategySettings, stages: Sequence[str], total: int) -> 
             changes = [(0, _after_freeze_point(settings, names))]
         case "surgical":
             changes = [(0, _named(settings, names))]
+        case "lora":
+            changes = [(0, frozenset(adapted))]
         case "gradual":
             last = settings.unfreeze_share * total
             changes = []

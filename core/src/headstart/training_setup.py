@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from headstart.errors import UserError
 from headstart.evaluate import MetricSet
 from headstart.range_test import range_test
+from headstart.stages import moves_statistics
 from headstart.strategy import make_plan
 from headstart.trainer import Trainer
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from headstart.checkpoint import Checkpoint
     from headstart.clock import Clock
     from headstart.distributed import World
+    from headstart.model import Model
     from headstart.recipe import Recipe
     from headstart.strategy import Plan
 
@@ -52,7 +54,10 @@ def plan_training(
     total = min(steps, train.max_steps or steps)
     if recipe.strategy.name == "none":
         total = 0
-    return make_plan(recipe.strategy, assembly.model.backbone.stage_names, total)
+    backbone = assembly.model.backbone
+    return make_plan(
+        recipe.strategy, backbone.stage_names, total, backbone.adapted_stages
+    )
 
 
 def make_trainer(
@@ -70,6 +75,8 @@ def make_trainer(
     Finds the learning rate first if asked to.
     """
     rate = recipe.train.learning_rate
+    if recipe.train.gradient_checkpointing:
+        _checkpoint_gradients(assembly.model, plan, callbacks)
     if checkpoint is not None:
         rate = float(checkpoint.state()["learning_rate"])
     elif rate == "auto" and not plan.total:
@@ -100,3 +107,22 @@ def make_trainer(
     if checkpoint is not None:
         trainer.restore(checkpoint)
     return trainer
+
+
+def _checkpoint_gradients(
+    model: Model, plan: Plan, callbacks: Sequence[Callback]
+) -> None:
+    """Let a model keep less while it trains; say where it cannot."""
+    model.gradient_checkpointing = True
+    trains = frozenset[str]().union(*(stages for _, stages in plan.changes))
+    whole = [
+        name
+        for name, stage in model.backbone.stages.items()
+        if name in trains and moves_statistics(stage)
+    ]
+    if whole:
+        for callback in callbacks:
+            callback.on_message(
+                f"gradient checkpointing leaves out {', '.join(whole)}: computed "
+                "twice, their BatchNorm would count every batch twice"
+            )

@@ -46,6 +46,8 @@ def test_recipes_run_whole_on_data_of_ones_own(name: str, tmp_path: Path) -> Non
     assert set(run.recipe().metrics.names) <= set(run.metrics)
     baselines = {one["name"] for one in run.summary["baselines"]}
     assert {"most popular", "item-kNN", "tuned ALS (implicit)"} <= baselines
+    # An encoder over sequences starts at random, and without steps it is the result.
+    assert ("untouched model" in baselines) == (name == "warm-start")
     assert "ndcg@10" in run.summary["intervals"]
     found = run.predict(user=["u3"], k=4)
     assert [len(one["items"]) for one in found] == [4]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from headstart.specs import MetricSpec
+
 Cell = str | int | float | bool | None
 
 
@@ -85,8 +87,8 @@ class Evaluation:
         task: What the data module found out (labels and the like).
         samples: Samples as people see them (``DataModule.show``), by index.
         rows: Rows in tables of samples; the recipe's ``report.samples``.
-        scores: Of metrics that are means over samples, each sample's part, by name;
-            NaN where a sample does not count.
+        scores: What the metrics' ``scores`` gave, by name: each sample's part.
+        specs: The metrics' specs by name; they say how scores make a metric.
         before: What ``Head.probe`` gave before the first step, tensors as arrays.
         after: The same after the last one.
     """
@@ -98,6 +100,7 @@ class Evaluation:
     samples: Callable[[int], Mapping[str, Any]] | Sequence[Mapping[str, Any]]
     rows: int = 12
     scores: Mapping[str, Any] = field(default_factory=dict)
+    specs: Mapping[str, MetricSpec] = field(default_factory=dict)
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from headstart.report.parts import Evaluation
 
+UNTOUCHED = "untouched model"
+"""The baseline that is this model before its first step."""
 Z95 = 1.959964
 """Two-sided 95 % quantile of the standard normal distribution."""
 
@@ -76,12 +78,43 @@ _SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 _SHARES = ("accuracy", "exact-match")
 """Those whose score is right or wrong."""
 _ERRORS = ("mean-absolute-error",)
-"""Those where less is better."""
+"""Those where less is better, should no spec say so."""
 
 
-def _scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """Scores per sample of the metrics that are known to be their means."""
+def scores_by_sample(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Scores of the metrics that are known to be made of them.
+
+    Returns:
+        Each sample's share in a mean, (samples,), or in both sums of a ratio,
+        (samples, 2), by the metric's name.
+    """
     return {**_usual_scores(evaluation), **evaluation.scores}
+
+
+def shares(scores: Any, exponential: bool = False) -> np.ndarray:
+    """Values by sample whose mean is the metric, and whose spread is its own.
+
+    A mean's are its scores. A ratio of sums, and the exponential of one, are linear in
+    the samples but for terms that vanish as there are more (the delta method, by way
+    of the influence function; Hampel 1974).
+
+    Args:
+        scores: (samples,) or (samples, 2), as :func:`scores_by_sample` gives them.
+        exponential: Whether the metric is ``exp`` of the mean or ratio.
+
+    Returns:
+        float64 (samples,); not a number where a sample does not count.
+    """
+    values = np.asarray(scores, dtype=float)
+    above, below = values.T if values.ndim == 2 else (values, np.ones_like(values))
+    known = ~np.isnan(above + below)
+    if not below[known].sum():
+        return np.full(len(values), math.nan)
+    ratio = above[known].sum() / below[known].sum()
+    around = (above - ratio * below) / below[known].mean()
+    if exponential:
+        return np.asarray(np.exp(ratio) * (1 + around))
+    return np.asarray(ratio + around) if values.ndim == 2 else values
 
 
 def _usual_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
@@ -113,9 +146,23 @@ def intervals(evaluation: Evaluation) -> dict[str, list[float]]:
         ``{"accuracy": [low, high]}``, as ``summary.json`` holds it in ``intervals``.
     """
     return {
-        name: list((interval if name in _SHARES else mean_interval)(values))
-        for name, values in _scores(evaluation).items()
+        name: list(
+            interval(values)
+            if name in _SHARES
+            else _interval(values, _exponential(evaluation, name))
+        )
+        for name, values in scores_by_sample(evaluation).items()
     }
+
+
+def _exponential(evaluation: Evaluation, name: str) -> bool:
+    return name in evaluation.specs and evaluation.specs[name].link == "exp"
+
+
+def _interval(scores: Any, exponential: bool) -> tuple[float, float]:
+    """Of an exponential, the interval of its logarithm: it never falls below 0."""
+    low, high = mean_interval(shares(scores))
+    return (float(np.exp(low)), float(np.exp(high))) if exponential else (low, high)
 
 
 def gains(ours: Evaluation, theirs: Evaluation) -> dict[str, list[float]]:
@@ -128,18 +175,16 @@ def gains(ours: Evaluation, theirs: Evaluation) -> dict[str, list[float]]:
         ``{"accuracy": [low, high]}``, as ``summary.json`` holds it in ``gains`` of
         each baseline and of the scratch control.
     """
-    mine, other = _scores(ours), _scores(theirs)
-    return {
-        name: list(
-            mean_interval(
-                other[name] - mine[name]
-                if name in _ERRORS
-                else mine[name] - other[name]
-            )
-        )
-        for name in mine.keys() & other.keys()
-        if len(mine[name]) == len(other[name])
-    }
+    mine, other = scores_by_sample(ours), scores_by_sample(theirs)
+    found = {}
+    for name in mine.keys() & other.keys():
+        if len(mine[name]) == len(other[name]):
+            exponential = _exponential(ours, name)
+            gain = shares(mine[name], exponential) - shares(other[name], exponential)
+            spec = ours.specs.get(name)
+            less = spec.goal == "min" if spec else name in _ERRORS
+            found[name] = list(mean_interval(-gain if less else gain))
+    return found
 
 
 @dataclass(frozen=True)
@@ -152,6 +197,8 @@ class Comparison:
         gain: How much better this run is; negative when it is worse.
         interval: 95 % interval of the gain on paired samples, if known.
         outcome: Whether the difference is more than the choice of test samples.
+        change: This run's value as a part of the other's less 1, where less is better
+            and both are above 0.
     """
 
     name: str
@@ -159,9 +206,13 @@ class Comparison:
     gain: float
     interval: tuple[float, float] | None
     outcome: Literal["better", "worse", "unclear"]
+    change: float | None = None
 
     def __str__(self) -> str:
         text = f"gain {number(self.gain, signed=True)}"
+        if self.change and abs(self.change) >= 0.005:
+            side = "lower" if self.change < 0 else "higher"
+            text = f"{abs(self.change):.0%} {side}, {text}"
         if self.interval:
             low, high = (number(bound, signed=True) for bound in self.interval)
             text += f", 95% interval {low} to {high}"
@@ -215,7 +266,10 @@ def compare(
     ):
         outcome = "unclear"
     name = other.get("name", "random weights")
-    return Comparison(name, value, gain, tuple(pair) if pair else None, outcome)
+    # Of a share of right answers, percent of percent would only confuse.
+    change = ours / value - 1 if goal == "min" and min(ours, value) > 0 else None
+    paired = tuple(pair) if pair else None
+    return Comparison(name, value, gain, paired, outcome, change)
 
 
 def verdict(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> Verdict:
@@ -238,7 +292,7 @@ def verdict(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> Verdict:
         return Verdict("unknown", "A control, not a transfer", text, warnings)
     against = []
     if best:
-        against.append(f"{number(best.value)} for the best baseline, {best.name} ")
+        against.append(f"{number(best.value)} for {_named(best, len(baselines))} ")
         against[-1] += f"({best})"
     if scratch:
         against.append(f"{number(scratch.value)} from random weights ({scratch})")
@@ -253,14 +307,25 @@ def verdict(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> Verdict:
     text = f"{result}, against {' and '.join(against)}."
     text = text[0].upper() + text[1:]
     outcomes = [one.outcome for one in (best, scratch) if one]
+    tuned = best is not None and best.name == UNTOUCHED
     if "worse" in outcomes:
-        return Verdict("no", "The transfer did not pay", text, warnings)
+        # Weights that are best left alone have paid; training them has not.
+        what = "fine-tuning" if tuned and outcomes[0] == "worse" else "transfer"
+        return Verdict("no", f"The {what} did not pay", text, warnings)
     if "unclear" in outcomes:
         text += " The difference is within what the choice of test samples explains."
         return Verdict("unclear", "Not shown that it paid", text, warnings)
     if not scratch:
         text += " Random weights were not tried (report.scratch_control = true does)."
-    return Verdict("yes", "The transfer paid", text, warnings)
+    alone = tuned and len(baselines) == 1 and not scratch
+    what = "fine-tuning" if alone else "transfer"
+    return Verdict("yes", f"The {what} paid", text, warnings)
+
+
+def _named(best: Comparison, count: int) -> str:
+    if best.name != UNTOUCHED:
+        return f"the best baseline, {best.name}"
+    return f"the {UNTOUCHED}" + (", the best baseline" if count > 1 else "")
 
 
 def _warnings(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[str, ...]:
@@ -289,12 +354,15 @@ def _warnings(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[st
 def _defeats(ours: Mapping[str, float], winners: Mapping[str, Comparison]) -> str:
     """One sentence about all metrics on which something simpler is better."""
     names = {best.name for best in winners.values()}
-    kind = "A simple baseline" if names - {"random weights"} else ""
-    if "random weights" in names:
-        kind = f"{kind} or the control" if kind else "The control"
+    kinds = [f"the {UNTOUCHED}"] if UNTOUCHED in names else []
+    kinds += ["a simple baseline"] if names - {UNTOUCHED, "random weights"} else []
+    kinds += ["the control"] if "random weights" in names else []
+    kind = " or ".join(kinds)
+    kind = kind[0].upper() + kind[1:]
     reached = [number(best.value) for best in winners.values()]
     if len(names) == 1:
-        theirs = f"{names.pop()} reaches {_listed(reached)}"
+        who = "it" if names == {UNTOUCHED} else names.pop()
+        theirs = f"{who} reaches {_listed(reached)}"
     else:
         rows = zip(winners.values(), reached, strict=True)
         theirs = _listed([f"{best.name} reaches {value}" for best, value in rows])

@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 
     from headstart.specs import BackboneSpec
 
-FEATURE_DIMENSIONS = {"tokens": 3, "map": 4, "volume": 5, "vector": 2, "table": 2}
+FEATURE_DIMENSIONS = {
+    "tokens": 3,
+    "logits": 3,
+    "map": 4,
+    "volume": 5,
+    "vector": 2,
+    "table": 2,
+}
 
 
 class BackboneTests(OwnParts):

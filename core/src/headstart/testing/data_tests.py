@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from headstart.evaluate import MetricSet
+from headstart.report.verdict import shares
 from headstart.specs import resolve
 from headstart.testing.parts import OwnParts, same, tiny_backbone
 
@@ -105,6 +106,19 @@ class DataTests(OwnParts):
         (name,) = values[0]
         assert math.isclose(values[0][name], values[1][name], rel_tol=1e-6)
         assert isinstance(values[0][name], float)
+
+    def test_scores_make_the_metric(self, metric_spec: MetricSpec) -> None:
+        if not metric_spec.scores:
+            return
+        task = metric_spec.sample_task
+        drawn = resolve(metric_spec.sample)(task, 12)
+        metrics = MetricSet([metric_spec], task, torch.device("cpu"))
+        metrics.update(drawn)
+        (value,) = metrics.compute().values()
+        scores = resolve(metric_spec.scores)(task, drawn)
+        assert len(scores) == 12, "a row of scores for every sample"
+        made = np.nanmean(shares(scores, metric_spec.link == "exp"))
+        assert math.isclose(made, value, rel_tol=1e-5, abs_tol=1e-7)
 
     def test_metric_starts_afresh_after_compute(self, metric_spec: MetricSpec) -> None:
         outputs = resolve(metric_spec.sample)(metric_spec.sample_task, 12)

@@ -18,7 +18,7 @@ from headstart.weights.pretrained_head import PretrainedHead, misfit
 from headstart.weights.rows import AlignedTable, RowTransfer, align_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from torch import Tensor
 
@@ -39,12 +39,14 @@ class StageTransfer:
         parameters: How many numbers it has.
         trainable_at_start: Whether it trains from the first step on.
         learning_rate_factor: Its learning rate as a part of the recipe's.
+        fixed: Those of the numbers that never train, below adapters.
     """
 
     name: str
     parameters: int
     trainable_at_start: bool
     learning_rate_factor: float
+    fixed: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class TransferReport:
         classes_kept: Classes whose rows of a pretrained head were kept.
         classes_new: The other classes, when the weights held a head of this kind.
         rows: What became of the rows of tables, by id.
+        adapters: The low-rank adapters in words, if there are any.
         stages: Filled in by the trainer, the head last.
         resumed: Whether all parameters come from a checkpoint of the run instead.
     """
@@ -82,6 +85,7 @@ class TransferReport:
     classes_kept: tuple[str, ...] = ()
     classes_new: tuple[str, ...] = ()
     rows: tuple[RowTransfer, ...] = ()
+    adapters: str = ""
     stages: tuple[StageTransfer, ...] = ()
     resumed: bool = False
 
@@ -89,8 +93,25 @@ class TransferReport:
     def parameters(self) -> dict[str, int]:
         """Numbers in total, frozen and trainable at the start, from ``stages``."""
         total = sum(s.parameters for s in self.stages)
-        trainable = sum(s.parameters for s in self.stages if s.trainable_at_start)
+        trainable = sum(
+            s.parameters - s.fixed for s in self.stages if s.trainable_at_start
+        )
         return {"total": total, "frozen": total - trainable, "trainable": trainable}
+
+    def brings_all(self, neutral: Collection[str] = ()) -> bool:
+        """Whether the weights make a whole model, with nothing left to chance.
+
+        Args:
+            neutral: Parameters of the head that do without; see ``Head.neutral``.
+        """
+        chance = [
+            name
+            for name, _ in self.reinitialised
+            # Nothing is computed from it.
+            if not name.endswith("num_batches_tracked")
+        ]
+        new = {name.removeprefix("head.") for name in self.new} - {*neutral}
+        return self.loaded > 0 and not (chance or new or self.classes_new)
 
     def to_dict(self) -> dict[str, Any]:
         """What ``transfer.json`` holds."""
@@ -110,6 +131,7 @@ class TransferReport:
             "classes_kept": list(self.classes_kept),
             "classes_new": list(self.classes_new),
             "rows": [asdict(table) for table in self.rows],
+            "adapters": self.adapters,
         }
 
     def lines(self) -> list[str]:
@@ -149,11 +171,15 @@ class TransferReport:
         if self.new:
             names = ", ".join(self.new[:3]) + (" …" if len(self.new) > 3 else "")
             lines.append(f"  new            {_tensors(len(self.new))}: {names}")
+        if self.adapters:
+            lines.append(f"  adapters       {self.adapters}")
         if self.stages:
-            count = {k: _short(v) for k, v in self.parameters.items()}
+            number = self.parameters
+            count = {k: _short(v) for k, v in number.items()}
+            share = number["trainable"] / max(number["total"], 1)
             lines.append(
-                f"  trainable      {count['trainable']} of {count['total']} "
-                f"parameters at the start, {count['frozen']} frozen"
+                f"  trainable      {count['trainable']} of {count['total']} parameters "
+                f"({100 * share:.3g} %) at the start, {count['frozen']} frozen"
             )
         return lines
 
@@ -324,6 +350,9 @@ def _plan(
     for name in ours:
         if name in seen or id(ours[name]) in present:
             continue
+        if (origin := backbone.copies.get(name, "")) in seen:
+            plan.take[name] = theirs[seen[origin]]
+            continue
         if pattern := _matching((name,), allow):
             why = f"not in the weights; allowed by {pattern!r}"
             plan.reinitialised.append((name, why))
@@ -340,17 +369,25 @@ def _plan(
 def _upstream(name: str, ours: Mapping[str, Tensor], backbone: Backbone) -> str:
     """The name that a source's tensor has in the bare upstream model of today.
 
-    A model with a head wraps the backbone (``bert.``), and old files have old names
-    for some parameters (``gamma``); the backbone's ``wrappers`` and ``renames`` tell.
+    A model with a head wraps the backbone (``bert.``), a file may lack the wrapper of
+    ours, and old files have old names for some parameters (``gamma``); the backbone's
+    ``wrappers`` and ``renames`` tell.
     """
     if name in ours:
         return name
     wrappers: Iterable[str] = getattr(backbone, "wrappers", ())
     renames: Iterable[tuple[str, str]] = getattr(backbone, "renames", ())
+    own = tuple(filter(None, backbone.upstream.values()))
     for wrapper in wrappers:
+        if name.startswith(own):
+            break
         if name.startswith(wrapper):
             name = name.removeprefix(wrapper)
-            break
+        elif f"{wrapper}{name}".startswith(own):
+            name = f"{wrapper}{name}"
+        else:
+            continue
+        break
     if name in ours:
         return name
     for old, new in renames:

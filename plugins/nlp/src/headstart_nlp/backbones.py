@@ -8,18 +8,23 @@ stages runs from ``hidden`` and ``attention_mask`` alone.
 from __future__ import annotations
 
 import copy
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
-from headstart.errors import Fault, UserError, nearest
+from headstart.errors import UserError
 from headstart.specs import Feature
 from headstart.stages import Backbone
+from headstart_nlp.configs import (
+    CAUSAL_TYPES,
+    CONFIG,
+    new_model,
+    read_config,
+    tokenizer_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,17 +34,6 @@ if TYPE_CHECKING:
 
     from headstart.stages import State
     from headstart_nlp.settings import EncoderSettings
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-)
 
 # Tensors of pretraining and task heads, and of poolers, as hub files name them.
 HEAD_TENSORS = (
@@ -210,8 +204,7 @@ def build_encoder(
     if hasattr(model.embeddings, "padding_idx"):
         # RoBERTa counts positions from the one after the padding token's id.
         positions -= config.pad_token_id + 1
-    files = [folder / name for name in TOKENIZER_FILES] if folder else []
-    files = [file for file in files if file.is_file()]
+    files = tokenizer_files(folder)
     stages, upstream = _cut(model, family)
     return Backbone(
         stages,
@@ -240,88 +233,27 @@ def encoder_config(settings: EncoderSettings, folder: Path | None) -> PreTrained
     Raises:
         UserError: As :func:`build_encoder`.
     """
-    found: dict[str, Any] = {}
-    where = "backbone.config"
-    if folder is not None:
-        where = str(folder / "config.json")
-        found = _read_config(folder / "config.json")
-    merged = {**found, **settings.config}
-    kind = merged.pop("model_type", None)
-    if kind is None:
-        raise UserError(
-            "there is no model_type, so the encoder's architecture is unknown",
-            where=where,
-            fix="give backbone.weights (a folder or a repository with a config.json), "
-            'or backbone.config with model_type, e.g. "bert", for random weights',
-        )
-    if kind not in FAMILIES:
-        raise UserError(
-            f"the model type {kind!r} is no encoder that headstart-nlp can cut",
-            where=where,
-            fix=nearest(str(kind), FAMILIES),
-        )
-    blank = AutoConfig.for_model(kind)
-    known = {"model_type", *blank.to_dict(), *blank.attribute_map, *found}
-    unknown = [key for key in settings.config if key not in known]
-    if unknown:
-        raise UserError(
-            *(
-                Fault(
-                    f"{kind!r} has no configuration key {key!r}",
-                    where=f"backbone.config.{key}",
-                    fix=nearest(key, known),
-                )
-                for key in unknown
-            )
-        )
-    if settings.dropout is not None:
-        merged |= dict.fromkeys(FAMILIES[kind].dropouts, settings.dropout)
-    try:
-        config = type(blank).from_dict(merged)
-    except (TypeError, ValueError, StrictDataclassError) as error:
-        raise _refused(error, where) from error
+    config = read_config(
+        settings,
+        folder,
+        dropouts={kind: family.dropouts for kind, family in FAMILIES.items()},
+        kind="encoder",
+        example="bert",
+        elsewhere=dict.fromkeys(CAUSAL_TYPES, "nlp/causal"),
+    )
     if getattr(config, "is_decoder", False):
         raise UserError(
             "this model is a decoder: its tokens see only those before them",
-            where=where,
+            where=str(folder / CONFIG) if folder else "backbone.config",
             fix="choose an encoder, or set backbone.config.is_decoder = false",
         )
     return config
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            "there is no config.json beside the weights",
-            where=str(path.parent),
-            why="it says which architecture the weights belong to",
-            fix="put it there; transformers' save_pretrained writes it",
-        ) from None
-    except ValueError as error:
-        raise UserError(f"this is no JSON: {error}", where=str(path)) from error
-    if not isinstance(found, dict):
-        raise UserError("this JSON holds no configuration", where=str(path))
-    return found
-
-
-def _refused(error: Exception, where: str) -> UserError:
-    reason = " ".join(str(error).split())
-    return UserError("transformers refuses this configuration", where=where, why=reason)
-
-
 def _upstream(config: PreTrainedConfig) -> Any:
     """transformers' own model, without a pooler, in float32."""
-    # from_config writes to what it is given.
-    config = copy.deepcopy(config)
     extra = {"add_pooling_layer": False} if FAMILIES[config.model_type].pooler else {}
-    try:
-        return AutoModel.from_config(  # type: ignore[no-untyped-call]
-            config, attn_implementation="sdpa", dtype=torch.float32, **extra
-        )
-    except (ValueError, StrictDataclassError) as error:
-        raise _refused(error, "backbone.config") from error
+    return new_model(AutoModel.from_config, config, **extra)
 
 
 def _cut(model: Any, family: Family) -> tuple[dict[str, nn.Module], dict[str, str]]:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from headstart.errors import Fault
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from headstart.data import Findings
     from headstart_nlp.files import Table
-    from headstart_nlp.settings import TableSettings
+    from headstart_nlp.settings import LanguageDataSettings, TableSettings
 
 Target = str | tuple[str, ...] | float
 _UNDECODED = re.compile("[\ud800-\udfff]")
@@ -76,7 +76,15 @@ def check_settings(settings: TableSettings) -> list[Fault]:
                 fix='remove data.bins, or set data.kind="single-label"',
             )
         )
-    ranges = sorted((low, high, name) for name, (low, high) in settings.bins.items())
+    faults += check_bins(settings.bins)
+    faults += _named_twice("labels", settings.labels)
+    return faults + check_format(settings)
+
+
+def check_bins(bins: Mapping[str, tuple[float, float]]) -> list[Fault]:
+    """Faults of ``data.bins`` themselves."""
+    faults = []
+    ranges = sorted((low, high, name) for name, (low, high) in bins.items())
     for low, high, name in ranges:
         if low > high:
             what = f"the range of {name!r} is upside down: {low} to {high}"
@@ -86,17 +94,24 @@ def check_settings(settings: TableSettings) -> list[Fault]:
             what = f"{one!r} and {two!r} both hold {low}"
             why = "both ends of a range belong to it"
             faults.append(Fault(what, "data.bins", why, "let the ranges not touch"))
-    for name, known in (("labels", settings.labels), ("columns", settings.columns)):
-        twice = sorted(label for label, n in Counter(known).items() if n > 1)
-        if twice:
-            what = f"named twice: {', '.join(twice)}"
-            faults.append(Fault(what, where=f"data.{name}", fix="name each once"))
+    return faults
+
+
+def check_format(settings: TableSettings | LanguageDataSettings) -> list[Fault]:
+    """Faults of ``data.columns`` and of the sizes of splits."""
+    faults = _named_twice("columns", settings.columns)
     for name in ("validation_size", "test_size"):
         size = getattr(settings, name)
         if size > 1 and size != int(size):
             what = f"{size} is neither a share below 1 nor a whole number of rows"
             faults.append(Fault(what, where=f"data.{name}", fix=f"e.g. {int(size)}"))
     return faults
+
+
+def _named_twice(key: str, names: Sequence[str]) -> list[Fault]:
+    twice = sorted(name for name, n in Counter(names).items() if n > 1)
+    what = f"named twice: {', '.join(twice)}"
+    return [Fault(what, where=f"data.{key}", fix="name each once")] if twice else []
 
 
 def check_rows(
@@ -124,15 +139,8 @@ def check_rows(
         except ValueError as error:
             what, fix = error.args
             faults.append(Fault(what, where=where, fix=fix))
-        identity = f"{Path(table.file).name}:{number}"
-        if "id" in columns:
-            identity = str(columns["id"][i])
-            if identity in seen:
-                what = f"duplicate id: {identity!r}"
-                why = f"{table.unit} {seen[identity]} has it already"
-                fix = 'give every row its own, or data.id="" to count rows'
-                faults.append(Fault(what, where, why, fix))
-            seen.setdefault(identity, number)
+        name, found = identity(table, seen, i)
+        faults += found
         for fault in faults:
             findings.sample(table.file, number, fault)
         if faults:
@@ -140,13 +148,34 @@ def check_rows(
         if target is None:
             outside += 1
             continue
-        rows.ids.append(identity)
+        rows.ids.append(name)
         rows.texts.append(columns["text"][i])
         if "pair" in columns:
             rows.pairs.append(columns["pair"][i])
         rows.targets.append(target)
         rows.places.append((table, number))
     return rows, outside
+
+
+def identity(table: Table, seen: dict[str, int], i: int) -> tuple[str, list[Fault]]:
+    """What a row is called, and its fault when an earlier one is called so too.
+
+    Args:
+        table: With or without the role ``id``.
+        seen: Lines or rows by id, of the rows before; this one is added.
+        i: Which of the table's rows.
+    """
+    number = table.numbers[i]
+    if "id" not in table.columns:
+        return f"{Path(table.file).name}:{number}", []
+    name = str(table.columns["id"][i])
+    if name not in seen:
+        seen[name] = number
+        return name, []
+    what = f"duplicate id: {name!r}"
+    why = f"{table.unit} {seen[name]} has it already"
+    fix = 'give every row its own, or data.id="" to count rows'
+    return name, [Fault(what, table.where(number), why, fix)]
 
 
 def text_faults(role: str, value: Any, where: str) -> list[Fault]:
@@ -164,6 +193,12 @@ def text_faults(role: str, value: Any, where: str) -> list[Fault]:
         what = f"NUL byte in the {role}: after {before!r}"
         return [Fault(what, where, fix="remove it: no tokenizer expects one")]
     return []
+
+
+def undecoded_at(value: str) -> int | None:
+    """Where the first byte is that was not decoded; ``None``: nowhere."""
+    found = _UNDECODED.search(value)
+    return found.start() if found else None
 
 
 def undecoded(value: str) -> tuple[str, str] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,21 +12,19 @@ import torch
 
 from headstart.data import DataModule
 from headstart.errors import DataError, Fault
-from headstart_nlp import augment, checks, classes, splits, tables, tokens
+from headstart_nlp import augment, checks, classes, locations, splits, tables, tokens
 from headstart_nlp.baselines import baselines
 from headstart_nlp.checks import Rows, names
-from headstart_nlp.settings import TableSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from headstart.assets import Asset
     from headstart.data import Baseline, Sample, Split
     from headstart.stages import State
     from headstart_nlp.files import Table
+    from headstart_nlp.settings import TableSettings
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-ASSET = "asset:"
 CUT_WARNING = 0.05
 """Share of cut texts above which the user is told."""
 
@@ -57,7 +54,7 @@ class TextTable(DataModule):
     def load(self) -> None:
         """Read, check and split."""
         findings = self.findings
-        self.settings = settings = _completed(self.settings)
+        self.settings = settings = locations.completed(self.settings)
         found = self._read()
         if wrong := checks.check_settings(settings):
             # What such settings would make of the rows is noise.
@@ -87,6 +84,10 @@ class TextTable(DataModule):
         """Tokenize, each text once."""
         super().prepare(preprocessing)
         loaded = tokens.load_tokenizer(self.settings, preprocessing, self.findings)
+        if self.settings.token_dropout and loaded and loaded.mask_token_id is None:
+            why, fix = "dropped tokens become that one", "data.token_dropout=0"
+            what = "the tokenizer has no mask token"
+            self.findings.fatal.append(Fault(what, "data.token_dropout", why, fix))
         if self.findings.fatal:
             raise DataError(*self.findings.fatal)
         self._tokenizer, self._hash = loaded, tokens.tokenizer_hash(loaded)
@@ -102,13 +103,15 @@ class TextTable(DataModule):
                 Fault("data.path is empty", "data.path", fix=fix)
             )
             return {}
-        path = _file(settings)
-        found = tables.read(path, "data.path", settings, self.findings)
+        roles = {key: getattr(settings, key) for key in ("text", "pair", "label", "id")}
+        wanted = {role: column for role, column in roles.items() if column}
+        path = locations.file_of(settings.path)
+        found = tables.read(path, "data.path", wanted, settings, self.findings)
         for split in ("validation", "test"):
-            path = _shown(getattr(settings, f"{split}_path"))
+            path = locations.shown(getattr(settings, f"{split}_path"))
             if path:
                 key = f"data.{split}_path"
-                other = tables.read(path, key, settings, self.findings)
+                other = tables.read(path, key, wanted, settings, self.findings)
                 if other:
                     found[split] = other.get(split, other["train"])
         return found
@@ -363,45 +366,6 @@ class TextTable(DataModule):
             if split in self._random:
                 described[f"{split} split"] = how
         return described
-
-
-def _completed(settings: TableSettings) -> TableSettings:
-    """The settings with what an asset's ``[NAME.read]`` says about its table.
-
-    What the recipe says itself goes before. Relative paths become absolute, so that a
-    run folder's recipe works from everywhere.
-    """
-    given = settings.model_dump(include=settings.model_fields_set)
-    if settings.path.startswith(ASSET):
-        reading = {k: v for k, v in _asset(settings).read.items() if k != "file"}
-        return TableSettings.model_validate({**reading, **given})
-    for key in ("path", "validation_path", "test_path"):
-        if given.get(key):
-            given[key] = str(Path(given[key]).expanduser().absolute())
-    return TableSettings.model_validate(given)
-
-
-def _asset(settings: TableSettings) -> Asset:
-    from headstart.assets import find_asset
-
-    return find_asset(settings.path.removeprefix(ASSET), ("headstart_nlp",))
-
-
-def _file(settings: TableSettings) -> str:
-    """The file of ``data.path``; an asset is fetched."""
-    if not settings.path.startswith(ASSET):
-        return _shown(settings.path)
-    from headstart.assets import fetch
-
-    asset = _asset(settings)
-    return str(fetch(asset) / asset.read.get("file", asset.files[0].path))
-
-
-def _shown(path: str) -> str:
-    """A path as people in the present folder write it."""
-    here = Path.cwd()
-    inside = path and Path(path).is_relative_to(here)
-    return str(Path(path).relative_to(here)) if inside else path
 
 
 def _joined(rows: Rows) -> list[str]:

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from headstart.data import Findings
-    from headstart_nlp.settings import TableSettings
+    from headstart_nlp.tables import Reading
 
 
 def read_delimited(
     file: Path,
     delimiter: str,
-    settings: TableSettings,
+    settings: Reading,
     wanted: Mapping[str, str],
     findings: Findings,
 ) -> Table | None:

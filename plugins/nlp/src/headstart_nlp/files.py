@@ -64,12 +64,13 @@ def missing_columns(
     names = ", ".join(repr(name) for name in header[:20])
     names += f" and {len(header) - 20} more" if len(header) > 20 else ""
     for role, name in wanted.items():
+        setting, _, part = role.partition(":")
         if header.count(name) > 1:
             faults.append(
                 Fault(
                     f"column {name!r} is there {header.count(name)} times",
                     where=where,
-                    fix=f"rename one, and say which with data.{role}",
+                    fix=f"rename one, and say which with data.{setting}",
                 )
             )
         if name in header:
@@ -77,16 +78,18 @@ def missing_columns(
         same = [h for h in header if h.split() == name.split()]
         same = same or [h for h in header if _bare(h) == _bare(name)]
         near = nearest(name, header)
-        if same:
+        if same and part:
+            fix = f"write {{{same[0]}}} in data.{setting}, or rename the column"
+        elif same:
             fix = f"set data.{role}={json.dumps(same[0], ensure_ascii=False)}"
             fix += ", or rename the column: they differ by case or space only"
         elif near.startswith("did"):
-            fix = f"{near} then set data.{role}"
+            fix = f"{near} then set data.{setting}"
         else:
-            fix = f"say which column it is with data.{role}"
+            fix = f"say which column it is with data.{setting}"
         faults.append(
             Fault(
-                f"there is no column {name!r} (data.{role})",
+                f"there is no column {name!r} (data.{setting})",
                 where=where,
                 why=f"its columns are {names}",
                 fix=fix,

@@ -23,10 +23,12 @@ from headstart_nlp.files import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from headstart.data import Findings
-    from headstart_nlp.settings import TableSettings
+    from headstart_nlp.settings import LanguageDataSettings, TableSettings
+
+    Reading = TableSettings | LanguageDataSettings
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -35,22 +37,25 @@ DATASET_FILES = ("dataset_dict.json", "state.json")
 
 
 def read(
-    path: str, key: str, settings: TableSettings, findings: Findings
+    path: str,
+    key: str,
+    wanted: Mapping[str, str],
+    settings: Reading,
+    findings: Findings,
 ) -> dict[str, Table]:
     """Read a file or a ``datasets`` folder.
 
     Args:
         path: As the user gave it.
         key: The setting that named it, e.g. ``data.path``.
-        settings: Column names and format.
+        wanted: Columns by role; ``role:name`` for one of several that a setting names.
+        settings: The format.
         findings: Takes the faults.
 
     Returns:
         Tables by split; ``{"train": …}`` for what has no splits of its own, and
         nothing where the file cannot be used at all.
     """
-    roles = {"text": settings.text, "pair": settings.pair, "label": settings.label}
-    wanted = {role: name for role, name in {**roles, "id": settings.id}.items() if name}
     file = Path(path).expanduser()
     try:
         if not file.exists():
@@ -84,32 +89,31 @@ def read(
 
 
 def _json_lines(
-    file: Path, settings: TableSettings, wanted: Mapping[str, str], findings: Findings
+    file: Path, settings: Reading, wanted: Mapping[str, str], findings: Findings
 ) -> Table | None:
     text = read_text(file, settings.encoding, findings)
     if text is None:
         return None
-    if text.lstrip().startswith("["):
-        findings.fatal.append(
-            Fault(
-                "this is one JSON list, not JSON lines",
-                where=str(file),
-                why='every line must hold one object: {"text": …, "label": …}',
-                fix=f"write it again as JSON lines: jq -c '.[]' {file.name}",
-            )
-        )
-        return None
     table = Table(str(file))
     records: list[tuple[int, dict[str, Any]]] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    shown = ", ".join(f'"{name}": …' for name in wanted.values())
+    if text.lstrip().startswith("["):
+        table.unit = "item"
+        found = _json_list(file, text, findings)
+        if found is None:
+            return None
+        lines: Iterator[tuple[int, Any]] = enumerate(found, start=1)
+    else:
+        numbered = enumerate(text.split("\n"), start=1)
+        lines = ((i, line) for i, line in numbered if line.strip())
+    for number, line in lines:
         table.total += 1
-        why = "the line holds something else than an object"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            record, why = None, str(error)
+        record, why = line, f"the {table.unit} holds something else than an object"
+        if table.unit == "line":
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                record, why = None, str(error)
         if isinstance(record, dict):
             records.append((number, record))
             continue
@@ -117,10 +121,10 @@ def _json_lines(
             str(file),
             number,
             Fault(
-                f"not a JSON object: {line.strip()[:40]!r}",
+                f"not a JSON object: {str(line).strip()[:40]!r}",
                 where=table.where(number),
                 why=why,
-                fix='write one object on each line: {"text": …, "label": …}',
+                fix=f"write one object on each line: {{{shown}}}",
             ),
         )
     header = list(dict.fromkeys(key for _, record in records for key in record))
@@ -134,6 +138,25 @@ def _json_lines(
         for role, name in wanted.items()
     }
     return table
+
+
+def _json_list(file: Path, text: str, findings: Findings) -> list[Any] | None:
+    try:
+        found: list[Any] = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        findings.fatal.append(
+            Fault(
+                "this is one JSON list that is broken",
+                where=str(file),
+                why=str(error),
+                fix="mend it, or write one object on each line and no brackets",
+            )
+        )
+        return None
+    if not found:
+        findings.fatal.append(empty(file, "the list is empty"))
+        return None
+    return found
 
 
 def _parquet(file: Path, wanted: Mapping[str, str], findings: Findings) -> Table | None:
@@ -165,14 +188,19 @@ def _parquet(file: Path, wanted: Mapping[str, str], findings: Findings) -> Table
 
 
 def _numbered(file: str, columns: dict[str, list[Any]]) -> Table:
-    total = len(columns["text"])
+    total = len(next(iter(columns.values())))
     return Table(file, "row", total, list(range(1, total + 1)), columns)
+
+
+def is_datasets(folder: Path) -> bool:
+    """Whether `datasets` wrote this folder."""
+    return any((folder / name).is_file() for name in DATASET_FILES)
 
 
 def _datasets(
     folder: Path, key: str, wanted: Mapping[str, str], findings: Findings
 ) -> dict[str, Table]:
-    if not any((folder / name).is_file() for name in DATASET_FILES):
+    if not is_datasets(folder):
         files = sorted(p.name for p in folder.iterdir() if p.is_file())
         inside = ", ".join(files[:8]) or "nothing"
         findings.fatal.append(
@@ -226,11 +254,11 @@ def _datasets(
         if missing:
             continue
         columns = {role: list(part[column]) for role, column in wanted.items()}
-        feature = part.features[wanted["label"]]
-        inner = getattr(feature, "feature", feature)
-        if hasattr(inner, "int2str"):
-            columns["label"] = [_named(v, inner) for v in columns["label"]]
-        if columns["text"]:
+        for role, column in wanted.items():
+            inner = getattr(part.features[column], "feature", part.features[column])
+            if hasattr(inner, "int2str"):
+                columns[role] = [_named(v, inner) for v in columns[role]]
+        if len(part):
             tables[split] = _numbered(name, columns)
         else:
             findings.fatal.append(empty(Path(name), "the split has no rows"))

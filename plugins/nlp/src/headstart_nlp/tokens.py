@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from headstart.data import Findings
-    from headstart_nlp.settings import TableSettings
+    from headstart_nlp.settings import LanguageDataSettings, TableSettings
 
 CHUNK = 4096
 """Texts per call of the tokenizer: bounds what its verbose results take in memory."""
 
 
 def load_tokenizer(
-    settings: TableSettings, preprocessing: Mapping[str, Any], findings: Findings
+    settings: TableSettings | LanguageDataSettings,
+    preprocessing: Mapping[str, Any],
+    findings: Findings,
 ) -> Any:
     """The fast tokenizer of a folder, cutting and padding on the right.
 
@@ -73,10 +75,6 @@ def load_tokenizer(
         what = f"the tokenizer has {len(tokenizer)} tokens, the backbone {vocabulary}"
         why, fix = "larger ids have no embedding", "use the tokenizer of these weights"
         findings.fatal.append(Fault(what, str(folder), why, fix))
-    if settings.token_dropout and tokenizer.mask_token_id is None:
-        why, fix = "dropped tokens become that one", "data.token_dropout=0"
-        what = "the tokenizer has no mask token"
-        findings.fatal.append(Fault(what, "data.token_dropout", why, fix))
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
 
@@ -133,6 +131,27 @@ def encode(
             samples.append(sample)
             cut += bool(encoding.overflowing)
     return samples, cut
+
+
+def encode_whole(
+    tokenizer: Any, texts: Sequence[str], end: int | None
+) -> list[np.ndarray]:
+    """Token ids of each text, of any length, int32.
+
+    Args:
+        tokenizer: A fast tokenizer; what it puts before a text is put there.
+        texts: Texts.
+        end: A token that is taken away where the tokenizer puts it behind a text.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    found = []
+    for start in range(0, len(texts), CHUNK):
+        for encoding in backend.encode_batch_fast(list(texts[start : start + CHUNK])):
+            ids = np.array(encoding.ids, dtype=np.int32)
+            found.append(ids[:-1] if len(ids) and ids[-1] == end else ids)
+    return found
 
 
 def pad(rows: Sequence[np.ndarray], value: int) -> tuple[np.ndarray, np.ndarray]:

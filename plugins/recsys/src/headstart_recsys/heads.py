@@ -49,6 +49,8 @@ class RankingHead(Head):
         task: Items with their training events, and which of them are ranked.
     """
 
+    neutral = ("log_scale", "bias")
+
     popularity: Tensor
     sampling: Tensor
     ranks: Tensor
