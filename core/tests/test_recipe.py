@@ -357,6 +357,8 @@ def test_unknown_keys_of_a_file_name_the_nearest(known: Registry) -> None:
         ("data.bad=skpi", "must be one of 'stop', 'skip'", "did you mean 'skip'?"),
         ("strategy.name=lpft", "'lp-ft'", "did you mean 'lp-ft'?"),
         ("metrics.names=accuracy", "must be a list", 'write names = ["accuracy"]'),
+        ("metrics.names=a, b", "must be a list", 'write names = ["a", "b"]'),
+        ("strategy.lora.rnk=3", "unknown key", "did you mean 'strategy.lora.rank'?"),
         ("train.epochs=[3]", "must be a number", "it is [3]"),
         ("head.name=", "no head ''", "toy/classifier"),
         ("head.name=[1]", "names no head", "headstart list heads"),

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.plugins import load_plugins
 from headstart.recipe import CORE_SECTIONS, PLUGIN_SECTIONS
+from headstart.settings import Settings
 from headstart.specs import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from headstart.settings import Settings
+    from typing_extensions import TypeIs
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADING = """\
@@ -66,6 +67,11 @@ def _bounds(schema: dict[str, Any]) -> str:
     return f" {', '.join(found)}" if found else ""
 
 
+def is_table(kind: Any) -> TypeIs[type[Settings]]:
+    """Whether a key is a table of settings of its own."""
+    return isinstance(kind, type) and issubclass(kind, Settings)
+
+
 def rows(
     model: type[Settings], base: type[Settings] | None = None
 ) -> Iterator[tuple[str, str, str, str]]:
@@ -78,10 +84,12 @@ def rows(
     for key, schema in model.model_json_schema()["properties"].items():
         if known.get(key) == schema:
             continue
-        about = " ".join((model.model_fields[key].description or "").split())
+        field = model.model_fields[key]
+        if is_table(field.annotation):
+            continue
+        about = " ".join((field.description or "").split())
         if not about:
             raise ValueError(f"{model.__name__}.{key} has no docstring")
-        field = model.model_fields[key]
         value = field.get_default(call_default_factory=True)
         default = "required" if field.is_required() else f"`{json.dumps(value)}`"
         yield (
@@ -109,6 +117,11 @@ def core_parts() -> Iterator[str]:
         yield f"## `[{section}]`\n"
         yield summary(model)
         yield table(model)
+        for key, field in model.model_fields.items():
+            if is_table(field.annotation):
+                yield f"## `[{section}.{key}]`\n"
+                yield summary(field.annotation)
+                yield table(field.annotation)
 
 
 def plugin_parts(plugin: str) -> Iterator[str]:

@@ -231,6 +231,16 @@ class DataModule(ABC):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         return [path]
 
+    def export(self, folder: Path) -> list[Path]:
+        """Write what an exported model needs beside it to take inputs (a tokenizer).
+
+        Called after :meth:`prepare`.
+
+        Returns:
+            The files; none by default.
+        """
+        return []
+
     @abstractmethod
     def show(self, sample: Sample) -> dict[str, Any]:
         """A sample for people: short values by column name."""

@@ -145,7 +145,10 @@ def _fault(
     meant = closest(given, [c.strip("'") for c in choices]) if _is_text(given) else None
     fix = f"did you mean {meant!r}?" if meant else _about(model, path)
     if kinds & {"tuple_type", "list_type"} and isinstance(given, str | int | float):
-        fix = f"write {path.rpartition('.')[2]} = [{shown(given)}]"
+        one = [shown(given)]
+        parts = given.split(",") if isinstance(given, str) else ()
+        values = ", ".join([shown(part.strip()) for part in parts] or one)
+        fix = f"write {path.rpartition('.')[2]} = [{values}]"
     return Fault(what, where(path), f"it is {shown(given)}" if path else "", fix)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 
 from headstart import adapters
+from headstart.assembly import build_data
 from headstart.errors import UserError
 from headstart.run_folder import read_json, write_json
 from headstart.version import __version__
@@ -83,6 +84,10 @@ def _write(model: Model, recipe: Recipe, run: Run, folder: Path, merge: bool) ->
     for path in backbone.files:
         if path.name != "config.json":
             shutil.copy2(path, folder / path.name)
+    data = build_data(recipe)
+    data.task = read_json(run.folder / "task.json")
+    data.prepare(backbone.preprocessing)
+    data.export(folder)
     head = model.head.cpu().state_dict()
     if head:
         save_file(dict(_once(head)), folder / HEAD, metadata={"format": "pt"})
@@ -93,7 +98,7 @@ def _write(model: Model, recipe: Recipe, run: Run, folder: Path, merge: bool) ->
         "weights": reference,
         "adapters": "in this folder" if alone else "merged" if merge else "",
         "head": recipe.head.model_dump(mode="json"),
-        "task": read_json(run.folder / "task.json"),
+        "task": data.task,
         "metrics": run.metrics,
     }
     write_json(folder / ABOUT, about)

@@ -348,19 +348,30 @@ def _hint(key: str, models: Mapping[str, type[Settings]]) -> str:
         return f"write {section}.KEY=value"
     meant = section if section in models else closest(section, models) if dot else None
     if meant:
-        field = closest(rest, models[meant].model_fields)
+        field = closest(rest, _keys(models[meant]))
         if field or section != meant:
             return f"did you mean '{meant}.{field or rest}'?"
     elsewhere: dict[str, str] = {}
     for name in CORE_SECTIONS | PLUGIN_SECTIONS:
-        for field in models[name].model_fields:
-            elsewhere.setdefault(field, f"{name}.{field}")
-    field = closest(rest or section, elsewhere)
-    if field:
+        for path in _keys(models[name]):
+            elsewhere.setdefault(path.rpartition(".")[2], f"{name}.{path}")
+    field = closest(rest or section, [*models, *elsewhere])
+    if field in elsewhere:
         return f"did you mean '{elsewhere[field]}'?"
     if meant:
-        return nearest(rest, models[meant].model_fields)
+        return nearest(rest, _keys(models[meant]))
     return nearest(section, models)
+
+
+def _keys(model: type[Settings]) -> list[str]:
+    """The keys of a section, those of tables in it behind the table's name."""
+    keys = []
+    for key, field in model.model_fields.items():
+        inner = field.annotation
+        keys.append(key)
+        if isinstance(inner, type) and issubclass(inner, Settings):
+            keys += [f"{key}.{name}" for name in _keys(inner)]
+    return keys
 
 
 def _validate(

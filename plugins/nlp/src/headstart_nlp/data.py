@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -321,6 +322,10 @@ class TextTable(DataModule):
         else:
             shown["label"] = ", ".join(labels[i] for i in np.flatnonzero(label))
         return shown
+
+    def export(self, folder: Path) -> list[Path]:
+        """The tokenizer, as transformers reads it."""
+        return list(map(Path, self._tokenizer.save_pretrained(folder)))
 
     def fingerprint(self) -> str:
         """sha256 over the splits' texts and labels, tokenizer, length, augmentation."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -174,6 +175,10 @@ class LanguageData(DataModule):
         """Token ids as people read them."""
         decoded: str = self.tokenizer.decode(ids.tolist(), skip_special_tokens=True)
         return decoded
+
+    def export(self, folder: Path) -> list[Path]:
+        """The tokenizer, as transformers reads it."""
+        return list(map(Path, self.tokenizer.save_pretrained(folder)))
 
     def fingerprint(self) -> str:
         """sha256 over every token of every sample, and which are predicted."""
