@@ -489,3 +489,32 @@ def test_steps_follow_the_batches(tmp_path: Path) -> None:
     summary = run("toy/ring", overrides, folder=tmp_path / "run").summary
     assert len(epoch_batches(62, 10, seed=0, epoch=0)) == 7
     assert (summary["steps"], summary["epochs"]) == (4, pytest.approx(4 / 7))
+
+
+def test_what_a_head_fits_to_validation_is_kept_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fitted once, after the training; set before the test and when opened again."""
+    from headstart.testing.toy.heads import Classifier
+
+    seen: list[int] = []
+    states: list[dict[str, float]] = []
+    plain = Classifier.outputs
+
+    def calibrate(self: Classifier, outputs: dict[str, Any]) -> dict[str, float]:
+        seen.append(len(outputs["target"]))
+        return {"temperature": 2.0}
+
+    def outputs(self: Classifier, state: dict[str, Any]) -> dict[str, Any]:
+        states.append(dict(self.calibration))
+        return plain(self, state)
+
+    monkeypatch.setattr(Classifier, "calibrate", calibrate)
+    monkeypatch.setattr(Classifier, "outputs", outputs)
+    done = run("toy/ring", QUICK, folder=tmp_path / "run")
+    assert seen == [read(tmp_path / "run" / "data.json")["description"]["validation"]]
+    assert states[0] == {} and states[-1] == {"temperature": 2.0}
+    assert read(tmp_path / "run" / "calibration.json") == {"temperature": 2.0}
+    states.clear()
+    Run(done.folder).evaluate()
+    assert states and all(state == {"temperature": 2.0} for state in states)

@@ -609,3 +609,58 @@ def test_report_says_how_to_pin_what_moves(tmp_path, reference, advised):
     moved = Weights(reference, None, weights.files, revision="ab" * 20)
     lines = "\n".join(load_weights(backbone(), moved).lines())
     assert ("pin it with hf:org/m@" + "ab" * 20 in lines) is advised
+
+
+def test_a_backbone_may_make_a_tensor_fit(tmp_path: Path) -> None:
+    """Of another shape is an error, unless the backbone knows what to make of it."""
+    tensors = dict(backbone().upstream_state_dict())
+    name = next(n for n, value in tensors.items() if value.ndim == 2)
+    wide = torch.cat([tensors[name], tensors[name]], dim=1)
+    source = saved(tmp_path, {**tensors, name: wide})
+    with pytest.raises(UserError, match="another shape"):
+        load_weights(backbone(), source)
+
+    def fit(which: str, theirs: torch.Tensor, ours: torch.Tensor) -> object:
+        return theirs[:, : ours.shape[1]] * 3, "the first half, three times as large"
+
+    network = backbone()
+    network.fit_tensor = fit  # type: ignore[method-assign, assignment]
+    report = load_weights(network, source)
+    assert report.fitted == ((name, "the first half, three times as large"),)
+    loaded = network.upstream_state_dict()[name]
+    assert torch.equal(loaded, 3 * tensors[name])
+    assert "fitted         1 tensor: the first half" in "\n".join(report.lines())
+    assert report.to_dict()["fitted"] == [{"name": name, "why": report.fitted[0][1]}]
+
+
+def test_a_file_without_the_wrapper_fits_names_that_have_it(tmp_path: Path) -> None:
+    """GPT-2 is published with bare names; ours are those of the model with its head."""
+    torch.manual_seed(0)
+    network = Backbone(
+        {"layer0": nn.Linear(3, 3)},
+        features=[],
+        upstream={"stages.layer0.": "transformer.h.0."},
+        wrappers=("transformer.",),
+    )
+    weight = torch.ones(3, 3)
+    for prefix in ("", "transformer."):
+        tensors = {f"{prefix}h.0.weight": weight, f"{prefix}h.0.bias": torch.ones(3)}
+        load_weights(network, saved(tmp_path, tensors))
+        assert torch.equal(network.state_dict()["stages.layer0.weight"], weight)
+
+
+def test_a_copy_starts_as_what_it_is_a_copy_of(tmp_path: Path) -> None:
+    network = Backbone(
+        {"table": nn.Embedding(5, 3), "output": nn.Linear(3, 5, bias=False)},
+        features=[],
+        upstream={"stages.table.": "embed.", "stages.output.": "lm_head."},
+        copies={"lm_head.weight": "embed.weight"},
+    )
+    table = torch.arange(15.0).reshape(5, 3)
+    report = load_weights(network, saved(tmp_path, {"embed.weight": table}))
+    assert report.loaded == 2
+    assert torch.equal(network.stages["output"].weight, table)
+    assert network.stages["output"].weight is not network.stages["table"].weight
+    own = {"embed.weight": table, "lm_head.weight": table + 1}
+    load_weights(network, saved(tmp_path, own))
+    assert torch.equal(network.stages["output"].weight, table + 1)

@@ -31,6 +31,8 @@ class Head(nn.Module):
             none does.
         options: What ``headstart predict`` was told beside the inputs; ``None``
             outside of it.
+        calibration: What :meth:`calibrate` gave after the training of the run that this
+            is the model of; empty before.
         emit: Takes pieces of a prediction as they come, where somebody watches; a head
             that makes predictions piece by piece calls it.
         cacheable: Whether evaluation may start from cached features; not where
@@ -49,6 +51,7 @@ class Head(nn.Module):
         self.upstream: Mapping[str, str] = {}
         self.options: PredictOptions | None = None
         self.emit: Callable[[str], None] | None = None
+        self.calibration: Mapping[str, float] = {}
 
     @property
     def reduction(self) -> str:
@@ -125,6 +128,20 @@ class Head(nn.Module):
             ``None`` when the parameter does not depend on classes.
         """
         return None
+
+    def calibrate(self, outputs: Mapping[str, Any]) -> dict[str, float]:
+        """Fit what a training does not: a temperature, a threshold.
+
+        Called once after the training; the result is kept with the run and set as
+        ``calibration`` whenever its model is used.
+
+        Args:
+            outputs: Those of the validation split, as NumPy arrays or lists.
+
+        Returns:
+            Numbers by name; by default there is nothing to fit.
+        """
+        return {}
 
     def probe(self, model: Model) -> dict[str, Any]:
         """What the report shows from before and after the training, beside each other.

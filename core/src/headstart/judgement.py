@@ -11,12 +11,13 @@ from headstart.assembly import build_backbone, build_head
 from headstart.callbacks import Callback, Record
 from headstart.clock import Clock
 from headstart.evaluate import MetricSet, evaluate, measure
+from headstart.heads import Head
 from headstart.model import Model
 from headstart.probe import as_arrays, read_probe, read_untouched, write_untouched
 from headstart.recipe import short_name
 from headstart.report.parts import Evaluation
 from headstart.report.verdict import UNTOUCHED, gains, intervals, scores_by_sample
-from headstart.run_folder import write_json
+from headstart.run_folder import CALIBRATION, write_json
 from headstart.settings import StrategySettings
 from headstart.specs import resolve
 from headstart.strategy import make_plan
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from headstart.assembly import Assembly
     from headstart.callbacks import Watchers
+    from headstart.data import Split
     from headstart.distributed import World
     from headstart.recipe import Recipe
     from headstart.strategy import Plan
@@ -88,14 +90,18 @@ def judge(
 ) -> dict[str, Any]:
     """Test the model on all ranks; the main one sets simpler means beside it.
 
-    Writes ``sections.json``, the parts of the report that only this task has.
+    Writes ``calibration.json``, what the head fits to validation, if anything; and
+    ``sections.json``, the parts of the report that only this task has.
 
     Returns:
         ``metrics``, ``intervals``, ``baselines`` and ``scratch`` for the summary.
     """
+    head = assembly.model.head
+    _calibrate(recipe, assembly, world)
+    if world.main and head.calibration:
+        write_json(folder / CALIBRATION, head.calibration)
     ours = test(recipe, assembly, world)
     clock.lap("evaluation")
-    head = assembly.model.head
     # On all ranks: shards are put together whenever the model runs.
     after = as_arrays(head.probe(assembly.model))
     if not world.main:
@@ -135,21 +141,34 @@ def judge(
     }
 
 
-def test(recipe: Recipe, assembly: Assembly, world: World | None = None) -> Evaluation:
-    """The model on the test split."""
+def _calibrate(recipe: Recipe, assembly: Assembly, world: World | None = None) -> None:
+    """Let a head that has something to fit do so, on validation."""
+    head = assembly.model.head
+    if type(head).calibrate is not Head.calibrate:
+        outputs = test(recipe, assembly, world, split="validation").outputs
+        head.calibration = head.calibrate(outputs)
+
+
+def test(
+    recipe: Recipe,
+    assembly: Assembly,
+    world: World | None = None,
+    split: Split = "test",
+) -> Evaluation:
+    """The model on a split."""
     data = assembly.data
     result = evaluate(
         assembly.model,
         data,
-        data.samples("test"),
-        sizes=data.sizes("test"),
+        data.samples(split),
+        sizes=data.sizes(split),
         batch_size=recipe.eval_batch_size,
         execution=assembly.execution,
         metrics=MetricSet(recipe.metric_specs, data.task, assembly.execution.device),
         collect=True,
         world=world,
     )
-    return _evaluation(recipe, assembly, result.metrics, result.outputs)
+    return _evaluation(recipe, assembly, result.metrics, result.outputs, split)
 
 
 def _evaluation(
@@ -157,16 +176,17 @@ def _evaluation(
     assembly: Assembly,
     metrics: Mapping[str, float],
     outputs: Mapping[str, Any],
+    split: Split = "test",
 ) -> Evaluation:
     data = assembly.data
-    samples = data.samples("test")
+    samples = data.samples(split)
     scores = {
         short_name(spec.name): resolve(spec.scores)(data.task, outputs)
         for spec in recipe.metric_specs
         if spec.scores
     }
     return Evaluation(
-        split="test",
+        split=split,
         metrics=metrics,
         outputs=outputs,
         task=data.task,
@@ -201,6 +221,8 @@ def _scratch_control(
     clock_of_its_own = Clock(assembly.execution.device)
     trainer = make_trainer(recipe, control, whole, clock_of_its_own, [curve])
     trainer.fit()
-    result = test(recipe, replace(control, model=trainer.evaluated))
+    trained = replace(control, model=trainer.evaluated)
+    _calibrate(recipe, trained)
+    result = test(recipe, trained)
     clock.lap("scratch control")
     return result

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "backbone"
 """Folder inside a run with the configuration and vocabulary of its backbone."""
+CALIBRATION = "calibration.json"
+"""What the head fitted to validation after the training."""
 ROWS = "rows.json"
 """What the rows of the backbone's tables belong to, by upstream name."""
 

@@ -262,7 +262,7 @@ class Run:
         from headstart.checkpoint import open_checkpoint
         from headstart.execution import choose_execution
         from headstart.model import Model
-        from headstart.run_folder import ARCHITECTURE, read_json
+        from headstart.run_folder import ARCHITECTURE, CALIBRATION, read_json
 
         if self._model is None:
             task = read_json(self.folder / "task.json")
@@ -271,6 +271,8 @@ class Run:
             adapt(recipe, backbone)
             checkpoint, _ = open_checkpoint(self.folder / "checkpoints")
             model.load_state_dict(checkpoint.kept_model())
+            if (fitted := self.folder / CALIBRATION).exists():
+                model.head.calibration = read_json(fitted)
             self._model = model.to(choose_execution(recipe.train).device)
         return self._model
 

@@ -183,6 +183,22 @@ class Backbone(nn.Module):
             if feature.stage not in gone
         }
 
+    def fit_tensor(
+        self, name: str, theirs: Tensor, ours: Tensor
+    ) -> tuple[Tensor, str] | None:
+        """A pretrained tensor of another shape, made to fit; by default none is.
+
+        Args:
+            name: The upstream library's name.
+            theirs: The pretrained tensor.
+            ours: Our parameter or buffer, with its present values.
+
+        Returns:
+            A tensor of our shape, and how it came about in words ("1 input channel
+            from 3: their sum"); ``None`` where the difference is a mistake.
+        """
+        return None
+
     def start_rows(self, name: str, matched: Tensor) -> str:
         """Fill the rows of a table that weights did not know, in place.
 

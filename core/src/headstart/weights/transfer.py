@@ -62,6 +62,7 @@ class TransferReport:
         loaded_parameters: Numbers in those of them that are parameters.
         skipped: Tensors of the source that are not in the model, and why.
         reinitialised: Tensors of the model that keep random values, and why.
+        fitted: Tensors that were of another shape, and how they were made to fit.
         new: The head's parameters that no weights had.
         head_loaded: The head's parameters that came with the weights.
         classes_kept: Classes whose rows of a pretrained head were kept.
@@ -80,6 +81,7 @@ class TransferReport:
     loaded_parameters: int = 0
     skipped: tuple[tuple[str, str], ...] = ()
     reinitialised: tuple[tuple[str, str], ...] = ()
+    fitted: tuple[tuple[str, str], ...] = ()
     new: tuple[str, ...] = ()
     head_loaded: tuple[str, ...] = ()
     classes_kept: tuple[str, ...] = ()
@@ -124,6 +126,7 @@ class TransferReport:
             "loaded_parameters": self.loaded_parameters,
             "skipped": [{"name": n, "why": w} for n, w in self.skipped],
             "reinitialised": [{"name": n, "why": w} for n, w in self.reinitialised],
+            "fitted": [{"name": n, "why": w} for n, w in self.fitted],
             "parameters": self.parameters,
             "stages": [asdict(stage) for stage in self.stages],
             "new": list(self.new),
@@ -150,6 +153,7 @@ class TransferReport:
         for label, pairs in (
             ("skipped", self.skipped),
             ("reinitialised", self.reinitialised),
+            ("fitted", self.fitted),
         ):
             lines += [
                 f"  {label:14s} {_tensors(count)}: {why}"
@@ -192,6 +196,7 @@ class _Plan:
     head: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     reinitialised: list[tuple[str, str]] = field(default_factory=list)
+    fitted: list[tuple[str, str]] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     reshaped: dict[str, str] = field(default_factory=dict)
@@ -276,6 +281,7 @@ def load_weights(
         loaded_parameters=sum(parameters.values()),
         skipped=(*plan.skipped, *left, *pretrained.skipped),
         reinitialised=tuple(plan.reinitialised),
+        fitted=tuple(plan.fitted),
         head_loaded=tuple(pretrained.values),
         classes_kept=pretrained.kept,
         classes_new=pretrained.new,
@@ -328,6 +334,9 @@ def _plan(
                 plan.faults.append(fault)
             elif tensor.shape == ours[name].shape:
                 plan.take[name] = tensor
+            elif fitted := backbone.fit_tensor(name, tensor, ours[name]):
+                plan.take[name], how = fitted
+                plan.fitted.append((name, how))
             else:
                 shapes = f"{tuple(tensor.shape)} in the weights"
                 shapes += f", {tuple(ours[name].shape)} in the model"
