@@ -106,12 +106,14 @@ def judge(
     after = as_arrays(head.probe(assembly.model))
     if not world.main:
         return {}
-    probed = replace(ours, before=read_probe(folder), after=after)
+    untouched = read_untouched(folder) if recipe.report.baselines else None
+    before = read_probe(folder) | ({"metrics": untouched[0]} if untouched else {})
+    probed = replace(ours, before=before, after=after)
     sections = [section.to_dict() for section in head.report(probed)]
     write_json(folder / "sections.json", sections)
     baselines = []
-    if recipe.report.baselines and (kept := read_untouched(folder)):
-        metrics, scores = kept
+    if untouched:
+        metrics, scores = untouched
         theirs = replace(ours, metrics=metrics, outputs={}, scores=scores)
         baselines.append(
             {"name": UNTOUCHED, "metrics": metrics, "gains": gains(ours, theirs)}

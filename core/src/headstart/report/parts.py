@@ -89,7 +89,8 @@ class Evaluation:
         rows: Rows in tables of samples; the recipe's ``report.samples``.
         scores: What the metrics' ``scores`` gave, by name: each sample's part.
         specs: The metrics' specs by name; they say how scores make a metric.
-        before: What ``Head.probe`` gave before the first step, tensors as arrays.
+        before: What ``Head.probe`` gave before the first step, tensors as arrays; and
+            ``metrics``, those of the untouched model, where it was tested.
         after: The same after the last one.
     """
 

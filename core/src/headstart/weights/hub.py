@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,8 @@ REFERENCE = re.compile(r"(?P<repo>[\w.-]+(/[\w.-]+)?)(@(?P<revision>\S+))?", re.
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*"]
 """What a repository is asked for beside tensors: configuration, vocabulary, licence.
 Code is not among it."""
+IN_FOLDERS = ["*/*"]
+"""What is below a repository's root: transformers keeps a model in the root."""
 
 
 class Snapshot(NamedTuple):
@@ -46,14 +49,7 @@ def fetch_model(reference: str) -> Snapshot:
         UserError: It does not exist, may not be read, cannot be reached and is not in
             the cache, or what arrived is not what was announced.
     """
-    found = REFERENCE.fullmatch(reference)
-    if not found:
-        raise UserError(
-            "is no name of a model on a hub",
-            where=f"hf:{reference}",
-            fix="write hf:ORG/NAME or hf:ORG/NAME@REVISION",
-        )
-    hub = _Hub(found["repo"], found["revision"] or "main")
+    hub = _Hub(reference)
     folder = hub.snapshot(hub.revision, SMALL_FILES, quiet=True)
     commit = folder.name
     files = tensor_files(folder, lambda patterns: hub.bring(commit, patterns))
@@ -61,14 +57,47 @@ def fetch_model(reference: str) -> Snapshot:
     return Snapshot(folder, files, commit, _licence(folder))
 
 
+def fetch_files(reference: str, patterns: list[str]) -> Snapshot:
+    """Download some files of a repository, those in its folders too.
+
+    For sources that know another layout than transformers'; else as
+    :func:`fetch_model`.
+
+    Args:
+        reference: ``ORG/NAME`` or ``ORG/NAME@REVISION``.
+        patterns: Which files, as glob patterns of paths; ``*`` also matches slashes.
+
+    Raises:
+        UserError: See :func:`fetch_model`.
+    """
+    hub = _Hub(reference)
+    wanted = [*patterns, "README.md"]
+    folder = hub.snapshot(hub.revision, wanted, ignored=None)
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = tuple(
+        path
+        for path in found
+        if any(fnmatch(path.relative_to(folder).as_posix(), p) for p in patterns)
+    )
+    _check_announced(files, f"hf:{reference}")
+    return Snapshot(folder, files, folder.name, _licence(folder))
+
+
 class _Hub:
     """One repository, and whether its hub can be reached."""
 
-    def __init__(self, repo: str, revision: str) -> None:
+    def __init__(self, reference: str) -> None:
         from huggingface_hub import constants, get_session
 
-        self.repo = repo
-        self.revision = revision
+        found = REFERENCE.fullmatch(reference)
+        if not found:
+            raise UserError(
+                "is no name of a model on a hub",
+                where=f"hf:{reference}",
+                fix="write hf:ORG/NAME or hf:ORG/NAME@REVISION",
+            )
+        self.repo = found["repo"]
+        self.revision = found["revision"] or "main"
         # The client reads these when it is imported; a program may set them later.
         self.endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT).rstrip("/")
         home = os.environ.get("HF_HOME")
@@ -89,9 +118,14 @@ class _Hub:
         self.snapshot(commit, patterns)
 
     def snapshot(
-        self, revision: str, patterns: list[str], *, quiet: bool = False
+        self,
+        revision: str,
+        patterns: list[str],
+        *,
+        ignored: list[str] | None = IN_FOLDERS,
+        quiet: bool = False,
     ) -> Path:
-        """The folder of a commit, with the files of its root that match."""
+        """The folder of a commit, with the files that match."""
         from huggingface_hub import snapshot_download
 
         try:
@@ -101,7 +135,7 @@ class _Hub:
                 cache_dir=self.cache,
                 endpoint=self.endpoint,
                 allow_patterns=patterns,
-                ignore_patterns=["*/*"],
+                ignore_patterns=ignored,
                 local_files_only=bool(self.unreachable),
                 tqdm_class=_silent() if quiet else None,
             )

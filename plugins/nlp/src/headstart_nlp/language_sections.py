@@ -66,7 +66,9 @@ def general_text(evaluation: Evaluation) -> Section | None:
     rows: list[tuple[Cell, ...]] = []
     held_out = evaluation.metrics.get("perplexity")
     if held_out is not None:
-        rows.append((f"{evaluation.split} split", None, float(held_out), None))
+        first = evaluation.before.get("metrics", {}).get("perplexity")
+        moved = held_out / first - 1 if first else None
+        rows.append((f"{evaluation.split} split", first, float(held_out), moved))
     change = after / before - 1 if before else None
     rows.append((name, before, after, change))
     tokens = int(evaluation.after["general_tokens"])
