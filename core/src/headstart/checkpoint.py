@@ -1,5 +1,9 @@
 """Checkpoints that are whole or not there: safetensors, JSON, and a manifest.
 
+What never trains is in a file of its own, ``frozen.safetensors``, which the
+checkpoints of a run share as hard links: it takes its place on the disk once, and each
+folder is whole by itself all the same.
+
 A checkpoint is written to a hidden folder, its checksums taken on the way into its
 manifest, flushed, and renamed; it is hidden again before it is deleted. So whatever
 bears a checkpoint's name was whole once, and a process that is killed leaves hidden
@@ -31,6 +35,8 @@ MANIFEST = "MANIFEST.json"
 CHUNK = 2**22
 """Bytes that are read at once to check a file."""
 BEST = "best"
+FROZEN = "frozen"
+"""Name of the tensors that are the same in every checkpoint of a run."""
 HIDDEN = (".partial-*", ".old-*", f".{BEST}-*")
 """What a process that was killed may leave in the folder of checkpoints."""
 DTYPES = {
@@ -64,15 +70,28 @@ class Checkpoint:
     step: int
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of ``NAME.safetensors``; empty when there is no such file."""
+        """The tensors of ``NAME.safetensors``; empty when there is no such file.
+
+        Those of ``model`` and ``average`` are all of them, the frozen ones too.
+        """
+        found = self._read(name)
+        if not found or name not in ("model", "average"):
+            return found
+        prefix = "module." if name == "average" else ""
+        frozen = self._read(FROZEN)
+        return {**{f"{prefix}{key}": value for key, value in frozen.items()}, **found}
+
+    def _read(self, name: str) -> dict[str, torch.Tensor]:
         path = self.folder / f"{name}.safetensors"
         return load_file(path) if path.exists() else {}
 
     @property
-    def kept_file(self) -> Path:
-        """The file of :meth:`kept_model`, where names may start with ``module.``."""
+    def kept_files(self) -> tuple[Path, ...]:
+        """The files of :meth:`kept_model`, where names may start with ``module.``."""
         average = self.folder / "average.safetensors"
-        return average if average.exists() else self.folder / "model.safetensors"
+        kept = average if average.exists() else self.folder / "model.safetensors"
+        frozen = self.folder / f"{FROZEN}.safetensors"
+        return (frozen, kept) if frozen.exists() else (kept,)
 
     def kept_model(self) -> dict[str, torch.Tensor]:
         """The model it stands for: the moving average where there is one."""
@@ -102,7 +121,8 @@ def write_checkpoint(
     Args:
         checkpoints: The run's folder of checkpoints.
         step: Optimizer steps done.
-        tensors: Tensors by file name without ending (``model``, ``optimizer``).
+        tensors: Tensors by file name without ending (``model``, ``optimizer``); those
+            of ``frozen`` are taken from the last checkpoint that has them.
         state: JSON-ready state of the loop.
 
     Raises:
@@ -114,7 +134,12 @@ def write_checkpoint(
     try:
         _sweep(checkpoints)
         partial.mkdir(parents=True)
-        manifest = _write_files(partial, tensors, json.dumps(state, indent=1).encode())
+        changing = {name: group for name, group in tensors.items() if name != FROZEN}
+        shared = _link_frozen(checkpoints, partial, tensors.get(FROZEN, {}))
+        if not shared and tensors.get(FROZEN):
+            changing[FROZEN] = tensors[FROZEN]
+        about = json.dumps(state, indent=1).encode()
+        manifest = _write_files(partial, changing, about) | shared
         _write(partial / MANIFEST, [_canonical(manifest)])
         _flush(partial / MANIFEST)
         _flush(partial)
@@ -280,31 +305,67 @@ def _write_files(
         }
 
 
-def _safetensors(group: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]:
-    """The pieces of a safetensors file: its header, and each tensor's bytes.
+def _link_frozen(
+    checkpoints: Path, partial: Path, group: Mapping[str, torch.Tensor]
+) -> dict[str, dict[str, Any]]:
+    """Take over the file of frozen tensors of the last checkpoint that has it whole.
 
-    safetensors' own writer gives no chance to hash on the way. Format:
-    https://github.com/huggingface/safetensors#format. As there, wide types come first,
-    so that every tensor is aligned, and the header is padded to 8 bytes.
+    Returns:
+        Its line of the manifest; nothing where there is no such file, or no links.
     """
-    order = sorted(group, key=lambda name: (-group[name].element_size(), name))
+    file = f"{FROZEN}.safetensors"
+    header = _header(group) if group else b""
+    for folder in _newest_first(checkpoints) if group else ():
+        path = folder / file
+        try:
+            row = json.loads((folder / MANIFEST).read_text())[file]
+            with path.open("rb") as opened:
+                same = opened.read(len(header)) == header
+            if same and not _changed(path, row["crc32"]):
+                os.link(path, partial / file)
+                return {file: row}
+        except (OSError, ValueError, KeyError):
+            continue
+    return {}
+
+
+def _header(group: Mapping[str, torch.Tensor]) -> bytes:
+    """The header of a safetensors file, its length before it.
+
+    Format: https://github.com/huggingface/safetensors#format. As there, wide types come
+    first, so that every tensor is aligned, and the header is padded to 8 bytes.
+    """
     header: dict[str, Any] = {}
-    pieces: list[bytes | memoryview] = []
     start = 0
-    for name in order:
-        plain = group[name].detach().cpu().contiguous()
-        stop = start + plain.numel() * plain.element_size()
+    for name in _ordered(group):
+        tensor = group[name]
+        stop = start + tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": DTYPES[plain.dtype],
-            "shape": list(plain.shape),
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
             "data_offsets": [start, stop],
         }
-        if stop > start:
-            pieces.append(plain.view(-1).view(torch.uint8).numpy().data)
         start = stop
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little") + text, *pieces]
+    return len(text).to_bytes(8, "little") + text
+
+
+def _ordered(group: Mapping[str, torch.Tensor]) -> list[str]:
+    return sorted(group, key=lambda name: (-group[name].element_size(), name))
+
+
+def _safetensors(group: Mapping[str, torch.Tensor]) -> list[bytes | memoryview]:
+    """The pieces of a safetensors file: its header, and each tensor's bytes.
+
+    safetensors' own writer gives no chance to hash on the way.
+    """
+    pieces: list[bytes | memoryview] = [_header(group)]
+    for name in _ordered(group):
+        plain = group[name].detach().cpu().contiguous()
+        if plain.numel():
+            pieces.append(plain.view(-1).view(torch.uint8).numpy().data)
+    return pieces
 
 
 def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> int:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headstart.checkpoint import mark_best, prune, put_best_back, write_checkpoint
+from headstart.checkpoint import (
+    FROZEN,
+    mark_best,
+    prune,
+    put_best_back,
+    write_checkpoint,
+)
 from headstart.distributed import load_whole, whole
 from headstart.optim import optimizer_tensors, restore_optimizer
 from headstart.progress import Progress
@@ -29,6 +35,7 @@ class Keeper:
         model: What trains.
         update: Its optimizer and moving average.
         world: Shards are put together over its ranks.
+        constant: Names in the model's state of what never trains.
         last: Name of the last checkpoint, on the main rank; empty before the first.
     """
 
@@ -37,17 +44,25 @@ class Keeper:
     model: Model
     update: Update
     world: World
+    constant: frozenset[str] = frozenset()
     last: str = ""
 
     def save(self, progress: Progress, best: bool) -> None:
         """Write a checkpoint from which training can go on exactly."""
         assert self.folder is not None
+        model, constant = whole(self.model.state_dict()), self.constant
         tensors = {
-            "model": whole(self.model.state_dict()),
+            "model": {k: v for k, v in model.items() if k not in constant},
             "optimizer": whole(optimizer_tensors(self.update.optimizer)),
+            FROZEN: {k: v for k, v in model.items() if k in constant},
         }
         if self.update.average is not None:
-            tensors["average"] = whole(self.update.average.state_dict())
+            average = whole(self.update.average.state_dict())
+            tensors["average"] = {
+                key: value
+                for key, value in average.items()
+                if key.removeprefix("module.") not in constant
+            }
         if self.world.main:
             checkpoint = write_checkpoint(
                 self.folder, progress.step, tensors, vars(progress)

@@ -127,6 +127,16 @@ class Model(nn.Module):
         result: State = self.head(state)
         return result
 
+    def constant(self, stages: frozenset[str]) -> frozenset[str]:
+        """Names in the state of what stays as it is while these stages train."""
+        fixed = self.backbone.fixed
+        return frozenset(
+            name
+            for name in self.state_dict()
+            if (part := self.part_of(name)) != HEAD
+            and (part not in stages or name.removeprefix("backbone.") in fixed)
+        )
+
     def counts(self) -> dict[str, Any]:
         """Parameters in all, frozen, and training."""
         total = sum(p.numel() for p in self.parameters())

@@ -36,7 +36,7 @@ def resolve_run(reference: str, context: SourceContext) -> Weights:
     checkpoint, _ = open_checkpoint(folder / "checkpoints")
     run = Run(folder)
     if run.recipe().strategy.name == "lora":
-        key = files_sha256((checkpoint.kept_file,))[:16]
+        key = files_sha256(checkpoint.kept_files)[:16]
         merged = cache_folder() / "merged" / key
         if not merged.is_dir():
             run.export(merged, merge=True)
@@ -45,7 +45,7 @@ def resolve_run(reference: str, context: SourceContext) -> Weights:
     return Weights(
         f"run:{reference}",
         folder / ARCHITECTURE,
-        (checkpoint.kept_file,),
+        checkpoint.kept_files,
         rows={k: tuple(v) for k, v in read_json(rows).items()} if rows.exists() else {},
         native=True,
     )

@@ -42,6 +42,10 @@ class Plan:
         starts = [start for start, _ in self.changes]
         return self.changes[bisect_right(starts, step) - 1][1]
 
+    def ever(self) -> frozenset[str]:
+        """The stages that train at some step."""
+        return frozenset().union(*(stages for _, stages in self.changes))
+
     def changes_at(self, step: int) -> bool:
         """Whether from this step on something else trains."""
         return any(start == step for start, _ in self.changes)

@@ -100,7 +100,12 @@ class Trainer:
             shard(model)
         self.update = Update(model, recipe.train, plan, learning_rate, self.world)
         self.keeper = Keeper(
-            checkpoints, recipe.train.keep_checkpoints, model, self.update, self.world
+            checkpoints,
+            recipe.train.keep_checkpoints,
+            model,
+            self.update,
+            self.world,
+            constant=model.constant(plan.ever()),
         )
         self.caches = PrefixCaches(
             model,

@@ -302,7 +302,8 @@ def _from_run(
     prefixes: Mapping[str, str] = getattr(head, "upstream", {})
     averaged = any(raw.startswith("module.") for raw in theirs)
     for raw, tensor in theirs.items():
-        if averaged and not raw.startswith("module."):
+        # Beside the average are a counter, and tensors that never trained.
+        if averaged and (f"module.{raw}" in theirs or "." not in raw):
             continue
         part, _, name = raw.removeprefix("module.").partition(".")
         if part == "backbone":

@@ -1,0 +1,428 @@
+"""Volumes and scans as batches: what is in them, where it lies, what is kept."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from headstart.errors import DataError, HeadstartError
+from headstart_medical.data_settings import ScanSettings, VolumeSettings
+from headstart_medical.grids import Grid, labels_on_original
+from headstart_medical.scans import Scans
+from headstart_medical.store import Store
+from headstart_medical.tiny import PATCH, SPACING, tiny_scans, tiny_volumes
+from headstart_medical.volumes import Volumes
+
+SETTINGS: dict[str, Any] = {
+    "name": "medical/volumes",
+    "labels": ["background", "ball"],
+    "spacing": list(SPACING),
+    "modality": "mri",
+    "patch": list(PATCH),
+    "patches_per_case": 2,
+    "small": "pad",
+}
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+
+
+def volumes(folder: Path, preprocessing: Any = None, **changes: Any) -> Volumes:
+    folder.mkdir(exist_ok=True)
+    if not any(folder.iterdir()):
+        tiny_volumes(folder)
+    values = {**SETTINGS, "path": str(folder), **changes}
+    data = Volumes(VolumeSettings(**values), 0)
+    data.load()
+    data.prepare(preprocessing or {"stride": [8, 8, 8]})
+    return data
+
+
+def scans(folder: Path, **changes: Any) -> Scans:
+    folder.mkdir(exist_ok=True)
+    data = Scans(ScanSettings(**{**tiny_scans(folder), **changes}), 0)
+    data.load()
+    data.prepare({})
+    return data
+
+
+def test_a_patch_is_where_the_volume_has_it(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d")
+    samples = data.samples("train")
+    assert len(samples) == len(data.entries["train"]) * 2
+    batch = data.collate(list(samples[:4]))
+    assert batch["image"].shape == (4, 1, *PATCH)
+    assert batch["image"].dtype == torch.float32
+    assert batch["mask"].shape == (4, *PATCH) and batch["mask"].dtype == torch.int64
+    for row, sample in enumerate(samples[:4]):
+        entry = data.entry(sample)
+        file = nib.load(entry.case.images[0]).get_fdata(dtype=np.float32)
+        inside = file[file > file.mean(dtype=np.float64)]
+        scaled = (file - inside.mean()) / inside.std()
+        start = data.prepared(entry)["starts"][sample["patch"]]
+        box = tuple(slice(a, a + n) for a, n in zip(start, PATCH, strict=True))
+        assert batch["image"][row, 0].numpy() == pytest.approx(scaled[box], abs=1e-4)
+        label = nib.load(entry.case.labels[0]).get_fdata()
+        assert np.array_equal(batch["mask"][row].numpy(), label[box])
+
+
+def test_whole_volumes_go_back_to_their_files(tmp_path: Path) -> None:
+    """Other spacing and orientation: the truth is the file's, its mask nearly so."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    tiny_volumes(folder)
+    turned = folder / "case3"
+    for name in ("image", "label"):
+        image = nib.load(turned / f"{name}.nii.gz")
+        codes = nib.orientations.axcodes2ornt(("P", "S", "R"))
+        start = nib.io_orientation(image.affine)
+        change = nib.orientations.ornt_transform(start, codes)
+        data_ = image.as_reoriented(change)
+        nib.save(
+            nib.Nifti1Image(data_.get_fdata().astype(np.float32), data_.affine),
+            turned / f"{name}.nii.gz",
+        )
+    data = volumes(folder, spacing=[0.9, 1.1, 1.2], test_size=4)
+    samples = data.samples("test")
+    batch = data.collate(list(samples))
+    extents = batch["extent"].numpy()
+    assert (batch["image"].shape[2:] == extents.max(0)).all()
+    for row, sample in enumerate(samples):
+        case = data.entry(sample).case
+        label = nib.load(case.labels[0])
+        shape = batch["original_shape"][row].tolist()
+        assert shape == list(label.shape)
+        assert np.allclose(batch["original_affine"][row], label.affine)
+        box = tuple(slice(side) for side in shape)
+        truth = batch["truth"][row].numpy()
+        assert np.array_equal(truth[box], label.get_fdata())
+        rest = np.ones(truth.shape, dtype=bool)
+        rest[box] = False
+        assert (truth[rest] == 255).all()
+        x, y, z = extents[row]
+        mask = batch["mask"][row, :x, :y, :z].numpy()
+        assert set(np.unique(mask)) == {0, 1}
+        original = Grid.of(shape, batch["original_affine"][row])
+        grid = Grid.of(mask.shape, batch["affine"][row])
+        one_hot = np.stack([mask == 0, mask == 1]).astype(np.float32)
+        found = labels_on_original(one_hot, grid, original)
+        both = 2 * ((found == 1) & (label.get_fdata() == 1)).sum()
+        assert both / ((found == 1).sum() + (label.get_fdata() == 1).sum()) > 0.85
+    assert data.sizes("test").tolist() == extents.prod(1).tolist()
+    assert data.sizes("train") is None
+
+
+def test_padding_of_a_batch_does_not_count(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    tiny_volumes(folder)
+    for name in ("image", "label"):
+        file = folder / "case0" / f"{name}.nii.gz"
+        image = nib.load(file)
+        nib.save(image.slicer[:, :16, :14], file)
+    data = volumes(folder, folds=10)
+    data.entries["test"] = [
+        e for split in ("train", "validation", "test") for e in data.entries[split]
+    ]
+    batch = data.collate(list(data.samples("test")))
+    row = [e.id for e in data.entries["test"]].index("case0")
+    assert batch["extent"][row].tolist() == [20, 16, 14]
+    assert (batch["image"][row, :, :, 16:] == 0).all()
+    assert (batch["mask"][row, :, 16:] == -1).all()
+    assert (batch["mask"][row, :, :16, 14:] == -1).all()
+    assert (batch["mask"][row, :, :16, :14] >= 0).all()
+
+
+def test_spacing_is_the_median_unless_told(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d", spacing=None)
+    assert data.task["spacing"] == list(SPACING)
+    assert data.settings.spacing == SPACING, "the run's recipe has it"
+    fixed = volumes(tmp_path / "d", spacing=None, shape=[16, 16, 24])
+    assert fixed.task["patch"] == [16, 16, 24]
+    assert fixed.task["spacing"] == pytest.approx([1.25, 1.125, 1.0])
+    batch = fixed.collate(list(fixed.samples("train"))[:1])
+    assert batch["image"].shape == (1, 1, 16, 16, 24)
+    assert len(fixed.samples("train")) == len(fixed.entries["train"])
+
+
+def test_task_is_complete(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d")
+    counts = np.zeros(2)
+    for entry in data.entries["train"]:
+        label = nib.load(entry.case.labels[0]).get_fdata().astype(int)
+        counts += np.bincount(label.ravel(), minlength=2)
+    assert data.task == {
+        "kind": "volume-segmentation",
+        "channels": ["image"],
+        "spacing": list(SPACING),
+        "patch": list(PATCH),
+        "modality": "mri",
+        "labels": ["background", "ball"],
+        "counts": counts.astype(int).tolist(),
+    }
+
+
+def test_a_patch_that_strides_do_not_divide_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        volumes(tmp_path / "d", {"stride": [32, 16, 8]})
+    text = str(caught.value)
+    assert "data.patch" in text and "[32, 16, 16]" in text
+
+
+def test_margin_is_for_augmentation_alone(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d", augmentation="light", margin=3)
+    assert data.augments
+    sample = data.samples("train")[0]
+    batch = data.collate([sample])
+    assert batch["image"].shape[2:] == (22, 22, 22)
+    start = data.prepared(data.entry(sample))["starts"][0] - 3
+    shape = data.entry(sample).grid.shape
+    for axis, (first, side) in enumerate(zip(start, shape, strict=True)):
+        outside = [i for i in range(22) if not 0 <= first + i < side]
+        beyond = batch["mask"][0].movedim(axis, 0)[outside]
+        assert (beyond == -1).all()
+        image = batch["image"][0, 0].movedim(axis, 0)[outside]
+        assert (image == batch["image"].min()).all(), "the darkest value"
+    augmented = data.augment(batch, torch.Generator().manual_seed(0))
+    assert augmented["image"].shape[2:] == PATCH
+    validation = data.collate([data.samples("validation")[0]])
+    assert validation["image"].shape[2:] == data.entries["validation"][0].grid.shape
+    plain = volumes(tmp_path / "d")
+    assert not plain.augments
+    assert plain.augment(batch, torch.Generator())["image"] is batch["image"]
+
+
+def test_pretraining_hides_parts(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    tiny_volumes(folder)
+    for label in folder.glob("*/label.nii.gz"):
+        label.unlink()
+    data = volumes(folder, kind="reconstruction", labels=[], hidden=0.25, block=4)
+    assert data.task["kind"] == "reconstruction" and "labels" not in data.task
+    batch = data.collate(list(data.samples("train"))[:2])
+    assert set(batch) == {"image"} and data.augments
+    made = data.augment(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(made["target"], batch["image"])
+    assert made["hidden"].float().mean() == 0.25
+    seen = ~made["hidden"]
+    assert torch.equal(made["image"][seen], batch["image"][seen])
+    assert not torch.equal(made["image"], batch["image"])
+    samples = list(data.samples("validation"))
+    several = data.collate(samples)
+    alone = data.collate(samples[1:2])
+    for key in ("image", "target", "hidden"):
+        assert torch.equal(several[key][1:2], alone[key]), "holes are the sample's own"
+    assert not torch.equal(several["hidden"][0], several["hidden"][1])
+
+
+def test_several_channels_and_several_patients(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    tiny_volumes(folder)
+    for case in sorted(folder.iterdir()):
+        first = nib.load(case / "image.nii.gz")
+        second = 100 - first.get_fdata(dtype=np.float32)
+        (case / "image.nii.gz").rename(case / "T1.nii.gz")
+        nib.save(nib.Nifti1Image(second, first.affine), case / "T2.nii.gz")
+    data = volumes(folder, channels=["T1", "T2"])
+    assert data.task["channels"] == ["T1", "T2"]
+    image = data.collate(list(data.samples("test"))[:1])["image"]
+    assert image.shape[1] == 2
+    inside = [nib.load(f).get_fdata() for f in data.entries["test"][0].case.images]
+    for channel, file in zip(image[0].numpy(), inside, strict=True):
+        assert np.corrcoef(channel.ravel(), file.ravel())[0, 1] > 0.999
+
+
+def test_predictions_take_files_and_folders(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d")
+    fresh = Volumes(data.settings, 0)
+    fresh.task = data.task
+    fresh.prepare({"stride": [8, 8, 8]})
+    file = tmp_path / "d" / "case1" / "image.nii.gz"
+    samples = fresh.from_inputs([file, str(tmp_path / "d" / "case2")])
+    assert Path(fresh.input_name(samples[0])).parts[-2] == "case1"
+    batch = fresh.collate(list(samples))
+    assert set(batch) == {
+        "image",
+        "extent",
+        "affine",
+        "original_affine",
+        "original_shape",
+    }
+    known = next(
+        (split, i)
+        for split, entries in data.entries.items()
+        for i, e in enumerate(entries)
+        if e.id == "case1"
+    )
+    expected = data.prepared(data.entries[known[0]][known[1]])["image"]
+    x, y, z = expected.shape[1:]
+    assert torch.equal(batch["image"][0, :, :x, :y, :z], torch.from_numpy(expected))
+
+
+def test_bad_inputs_are_told_together(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d")
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes((tmp_path / "d/case1/image.nii.gz").read_bytes()[:800])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        data.from_inputs([broken, tmp_path / "gone.nii", tmp_path / "empty", 3])
+    assert len(caught.value.faults) == 4
+    text = str(caught.value)
+    for word in ("broken.nii.gz", "gone.nii", "no volume in this folder", "int"):
+        assert word in text
+
+
+def test_fingerprint_is_of_content_and_settings(tmp_path: Path) -> None:
+    first = volumes(tmp_path / "d").fingerprint()
+    moved = tmp_path / "moved"
+    (tmp_path / "d").rename(moved)
+    assert volumes(moved).fingerprint() == first
+    assert volumes(moved, cache="off", cache_gb=1).fingerprint() == first
+    assert volumes(moved, patches_per_case=3).fingerprint() != first
+    file = moved / "case4" / "label.nii.gz"
+    label = nib.load(file)
+    array = label.get_fdata().astype(np.uint8)
+    ones, zeros = np.argwhere(array == 1)[0], np.argwhere(array == 0)[0]
+    array[tuple(ones)], array[tuple(zeros)] = 0, 1
+    nib.save(nib.Nifti1Image(array, label.affine), file)
+    assert volumes(moved).fingerprint() != first, "a label changed"
+
+
+@pytest.mark.parametrize("cache", ["auto", "memory", "disk", "off"])
+def test_caches_change_no_voxel_and_save_work(tmp_path: Path, cache: str) -> None:
+    data = volumes(tmp_path / "d", cache=cache, cache_gb=0.0001)
+    samples = list(data.samples("train"))
+    plain = volumes(tmp_path / "d", cache="off")
+    for _ in range(2):
+        for sample in samples:
+            ours, theirs = data.collate([sample]), plain.collate([sample])
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    cases = len(data.entries["train"])
+    made = {"auto": cases, "disk": cases, "off": len(samples) * 2}.get(cache)
+    assert data.store.held <= 100_000
+    if made is not None:
+        assert data.store.made == made
+    else:
+        assert cases < data.store.made < len(samples) * 2, "some had room"
+    files = list((tmp_path / "cache" / "volumes").glob("*/*.safetensors"))
+    assert bool(files) == (cache in ("auto", "disk"))
+    if cache == "auto":
+        assert 0 < len(files) < cases, "some in memory, the rest on disk"
+    if cache == "disk":
+        again = volumes(tmp_path / "d", cache=cache)
+        again.collate(samples)
+        assert again.store.made == 0, "another run reads the same files"
+
+
+def test_memory_is_estimated_before_it_is_used(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d")
+    for sample in (*data.samples("train"), *data.samples("test")):
+        data.collate([sample])
+    for sample in data.samples("validation"):
+        data.collate([sample])
+    channels = len(data.settings.channels)
+    estimate = sum(
+        e.bytes(channels) for entries in data.entries.values() for e in entries
+    )
+    assert data.store.held == pytest.approx(estimate, rel=0.01)
+    assert "data.cache_gb" in data.describe()["cached volumes"]
+    tight = volumes(tmp_path / "d", cache_gb=0.0001)
+    assert "on disk" in tight.describe()["cached volumes"]
+
+
+def test_workers_get_no_copy_of_the_cache(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d")
+    data.collate(list(data.samples("train")))
+    assert data.store.held > 0
+    text = pickle.dumps(data)
+    assert len(text) < 60_000
+    assert pickle.loads(text).store.held == 0
+
+
+def test_a_store_is_not_fooled_by_names(tmp_path: Path) -> None:
+    store = Store("disk", 0, tmp_path / "s")
+    first = store.get("../../a b", lambda: {"x": np.arange(3)})
+    assert [p.parent for p in (tmp_path / "s").iterdir()] == [tmp_path / "s"]
+    again = Store("disk", 0, tmp_path / "s").get("../../a b", dict)
+    assert np.array_equal(first["x"], again["x"])
+
+
+def test_scans_are_resized_and_labelled(tmp_path: Path) -> None:
+    data = scans(tmp_path / "s")
+    assert data.task["labels"] == ["healthy", "tumour"]
+    assert data.task["dimensions"] == 3 and data.task["shape"] == list(PATCH)
+    assert sum(data.task["counts"]) == len(data.samples("train"))
+    for split in ("train", "validation", "test"):
+        batch = data.collate(list(data.samples(split)))
+        assert batch["image"].shape[1:] == (1, *PATCH)
+        for sample, label in zip(data.samples(split), batch["labels"], strict=True):
+            folder = data.entry(sample).case.images[0].parent.name
+            assert data.task["labels"][label] == folder
+    assert {s["label"] for s in data.samples("test")} == {0, 1}, "stratified"
+
+
+def test_slices_are_labelled_by_what_is_in_them(tmp_path: Path) -> None:
+    folder = tmp_path / "v"
+    folder.mkdir()
+    tiny_volumes(folder)
+    settings = ScanSettings(
+        name="medical/scans",
+        path=str(folder),
+        slices=True,
+        shape=(12, 14, 1),
+        neighbours=1,
+        labels=("without", "with"),
+        least=3,
+    )
+    data = Scans(settings, 0)
+    data.load()
+    data.prepare({})
+    assert data.task["dimensions"] == 2 and data.task["shape"] == [12, 14]
+    assert data.task["channels"] == ["image -1", "image", "image +1"]
+    patients = [
+        {data.entry(s).case.patient for s in data.samples(split)}
+        for split in ("train", "validation", "test")
+    ]
+    assert not patients[0] & patients[1] and not patients[0] & patients[2]
+    samples = list(data.samples("test"))
+    batch = data.collate(samples)
+    assert batch["image"].shape == (len(samples), 3, 12, 14)
+    for row, sample in enumerate(samples):
+        entry, number = data.entry(sample), sample["slice"]
+        label = nib.load(entry.case.labels[0]).get_fdata()
+        assert batch["labels"][row] == int((label[..., number] > 0).sum() >= 3)
+        image = data.prepared(entry)["image"][0]
+        assert np.array_equal(batch["image"][row, 1], image[..., number])
+        below = image[..., max(number - 1, 0)]
+        assert np.array_equal(batch["image"][row, 0], below)
+    counts = [sum(s["label"] == c for s in data.samples("train")) for c in (0, 1)]
+    assert data.task["counts"] == counts and min(counts) > 0
+    fresh = Scans(data.settings, 0)
+    fresh.task = copy.deepcopy(data.task)
+    fresh.prepare({})
+    inputs = fresh.from_inputs([folder / "case0" / "image.nii.gz"])
+    assert len(inputs) == 16
+    assert "labels" not in fresh.collate(list(inputs))
+
+
+def test_settings_that_contradict_are_told() -> None:
+    for values, word in [
+        ({"spacing": (1, 1, 1), "shape": (8, 8, 8)}, "not both"),
+        ({"window": (10, -10)}, "lower"),
+        ({"percentiles": (99.0, 1.0)}, "lower"),
+        ({"folds": 3, "fold": 3}, "0 to 2"),
+        ({"labels": ("a", "b"), "values": (0,)}, "one for each"),
+    ]:
+        with pytest.raises((ValueError, HeadstartError), match=word):
+            VolumeSettings(name="medical/volumes", path="x", **values)  # type: ignore[arg-type]
