@@ -55,7 +55,8 @@ class BatchParts:
         self._train = train
         self._world = world
         self.accumulate = train.accumulate
-        self.steps_per_epoch = math.ceil(len(self.samples) / train.batch_size)
+        # A pretrained model that is only tested needs nothing to train on.
+        self.steps_per_epoch = max(math.ceil(len(self.samples) / train.batch_size), 1)
         self.used = self.padded = self.count = 0
         self._data = data
         self._in_columns = isinstance(self.samples, Columns)

@@ -146,6 +146,8 @@ def judge(
 def _calibrate(recipe: Recipe, assembly: Assembly, world: World | None = None) -> None:
     """Let a head that has something to fit do so, on validation."""
     head = assembly.model.head
+    if not assembly.data.samples("validation"):
+        return
     if type(head).calibrate is not Head.calibrate:
         outputs = test(recipe, assembly, world, split="validation").outputs
         head.calibration = head.calibrate(outputs)

@@ -257,6 +257,9 @@ def _evaluation_peak(trainer: Trainer) -> int:
         largest.append((min(count, rows) * size, split, order[:rows]))
     _, split, part = max(largest, key=lambda each: each[0])
     trainer.model.eval()
+    if not trainer.model.head.cacheable:
+        # Windows over a whole volume take their time: one sample has to do.
+        return max(_evaluate(trainer, split, part[:1]).after) * len(part)
     return _peak(lambda indices: _evaluate(trainer, split, indices), part)
 
 
@@ -305,7 +308,7 @@ def _evaluate(trainer: Trainer, split: Split, indices: np.ndarray) -> LiveBytes:
         batch = execution.move(data.batch(data.samples(split), indices))
         live.hold(batch)
         with execution.autocast():
-            state = model(model.prefix(batch))
+            state = model.head.infer(model, batch)
         model.head.outputs(state)
         model.head.loss(state)
     return live

@@ -273,7 +273,8 @@ class Run:
             model.load_state_dict(checkpoint.kept_model())
             if (fitted := self.folder / CALIBRATION).exists():
                 model.head.calibration = read_json(fitted)
-            self._model = model.to(choose_execution(recipe.train).device)
+            # As in training, memory layout included: the same numbers come out.
+            self._model = choose_execution(recipe.train).place(model)
         return self._model
 
 

@@ -154,7 +154,10 @@ class Trainer:
         first = self.recipe.train.evaluate_at_start or not plan.total
         if first and not progress.step and not progress.best_metrics:
             self.model.train_stages(plan.trainable(0))
-            self._validate()
+            if self.data.samples("validation"):
+                self._validate()
+            else:
+                self.save(best=True)
         if progress.stops_early(self.recipe.early_stopping):
             self._stop = "stopped early"
         if self.recipe.train.micro_batch == "auto" and not progress.step:

@@ -54,6 +54,13 @@ def plan_training(
     total = min(steps, train.max_steps or steps)
     if recipe.strategy.name == "none":
         total = 0
+    elif not samples:
+        raise UserError(
+            "there is nothing to train on",
+            where="data",
+            why="all of the data is the test split",
+            fix='strategy.name = "none" tests the pretrained model as it is',
+        )
     backbone = assembly.model.backbone
     return make_plan(
         recipe.strategy, backbone.stage_names, total, backbone.adapted_stages

@@ -18,6 +18,7 @@ from torchvision import models
 
 from headstart.errors import UserError
 from headstart.specs import resolve
+from headstart.testing.parts import tiny_backbone
 from headstart.weights.sources import Weights
 from headstart.weights.transfer import TransferReport, load_weights
 from headstart_medical import catalogue
@@ -503,3 +504,13 @@ def test_catalogue_imports_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, env=os.environ)
     assert done.returncode == 0
+
+
+def test_a_slice_is_a_volume_of_one():
+    spec = next(s for s in catalogue.backbone_specs() if s.name == "medical/slices")
+    backbone = tiny_backbone(spec).eval()
+    image = resolve(spec.sample)(backbone)["image"][..., :1]
+    with torch.no_grad():
+        volume = backbone({"image": image})["encoded"]
+        alone = backbone({"image": image[..., 0]})["encoded"]
+    assert torch.equal(alone, volume)

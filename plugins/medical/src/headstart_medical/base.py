@@ -314,7 +314,8 @@ class CaseModule(DataModule):
             "modality": listing.modality or "other",
         }
         if self.settings.shape is None and self.settings.spacing is None:
-            found = [case.look.canonical[1] for case in parts["train"] if case.look]
+            cases = parts["train"] or parts["test"]
+            found = [case.look.canonical[1] for case in cases if case.look]
             changes["spacing"] = tuple(
                 round(float(mm), 4) for mm in np.median(np.array(found), axis=0)
             )
@@ -328,8 +329,9 @@ class CaseModule(DataModule):
         check_patch(cases, patch, self.settings.spacing, self.settings, self.findings)
         bad = self.findings.settle(self.settings, len(cases))
         for split in SPLITS:
+            before = len(parts[split])
             parts[split] = [case for case in parts[split] if case.place not in bad]
-            if not parts[split]:
+            if before and not parts[split]:
                 what = f"no case is left for the {split} split"
                 raise DataError(what, where="data.patch", fix="give more patients")
 
@@ -339,7 +341,7 @@ class CaseModule(DataModule):
         if self.settings.spacing is not None:
             return list(self.settings.spacing)
         assert self.settings.shape is not None
-        looks = [case.look.canonical for case in parts["train"] if case.look]
+        looks = [case.look.canonical for case in (parts["train"] or parts["test"]) if case.look]
         found = [
             np.array(shape) * spacing / self.settings.shape for shape, spacing in looks
         ]

@@ -133,10 +133,25 @@ def rename(tensors: dict[str, Any], definition: Definition) -> dict[str, Any]:
         if not (definition.network.name == "DynUNet" and "skip_layers." in name)
     }
     if not last:
-        return kept
+        # MONAI's UNet writes its classes with its top level, which is a stage of ours.
+        # The head's layer behind it then passes them on.
+        return {**kept, **_passing_on(definition)}
     return {
         f"output.{name.removeprefix(last)}" if name.startswith(last) else name: tensor
         for name, tensor in kept.items()
+    }
+
+
+def _passing_on(definition: Definition) -> dict[str, Any]:
+    """A last layer that gives what it is given, for a network that has none."""
+    import torch
+
+    classes = definition.arguments.get("out_channels")
+    if definition.network.name != "UNet" or not isinstance(classes, int):
+        return {}
+    return {
+        "output.weight": torch.eye(classes)[:, :, None, None, None],
+        "output.bias": torch.zeros(classes),
     }
 
 

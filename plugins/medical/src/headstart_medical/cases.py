@@ -128,7 +128,7 @@ def list_cases(settings: CaseSettings, findings: Findings) -> Listing:
     for name, split in PATHS.items():
         value = str(getattr(settings, name))
         if not value:
-            if name == "path":
+            if name == "path" and not settings.test_path:
                 fix = "give a folder, dataset.json, a CSV file or asset:NAME"
                 findings.fatal.append(Fault("data.path is empty", "data.path", fix=fix))
             continue

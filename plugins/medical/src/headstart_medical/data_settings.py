@@ -192,6 +192,9 @@ class LesionSliceSettings(LesionSimulation, ScanSettings):
     As :class:`LesionSettings`; a slice's class is whether a lesion is in it.
     """
 
+    kind: Literal["single-label"] = "single-label"
+    """The target is one class for each slice."""
+
     labels: tuple[str, ...] = ("without lesion", "with lesion")
     """The class of a slice without a lesion's voxels, and that of one with them."""
     slices: Literal[True] = True

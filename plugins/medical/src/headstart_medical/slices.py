@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from headstart_medical.settings import SlicesSettings
 
 ENCODED = "encoded"
+VOLUME = 5
+"""Dimensions of a batch of volumes."""
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 # The modules of each stage, as torchvision calls them; maps of stride 4 to 32 behind
 # the layers.
@@ -70,7 +72,8 @@ class SliceLevel(nn.Module):
     """A 2D block that is applied to every slice of a volume.
 
     Args:
-        source: The entry that it reads, (batch, channels, height, width, slices).
+        source: The entry that it reads, (batch, channels, height, width, slices); an
+            image without slices is one slice.
         name: The entry that it writes.
         block: Of 2D modules.
     """
@@ -83,6 +86,7 @@ class SliceLevel(nn.Module):
 
     def forward(self, state: State) -> State:
         volume = state[self.source]
+        volume = volume if volume.ndim == VOLUME else volume.unsqueeze(-1)
         slices = volume.movedim(-1, 1)
         maps = self.block(slices.flatten(0, 1)).unflatten(0, slices.shape[:2])
         return {**state, self.name: maps.movedim(1, -1)}

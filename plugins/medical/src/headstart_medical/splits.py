@@ -40,6 +40,8 @@ def split_cases(
         seed: The only source of chance.
         findings: Takes a warning about classes that are measured and never learned.
 
+    Cases that are all of the test split stay so, and there is nothing to train on.
+
     Raises:
         DataError: A split would be empty.
     """
@@ -51,6 +53,9 @@ def split_cases(
         what = "the data has a test split of its own"
         fix = "leave out data.folds, or give the cases without their splits"
         raise DataError(what, where="data.folds", fix=fix)
+    if parts["test"] and not (pool or parts["train"] or parts["validation"]):
+        # A pretrained model is measured on them; nothing is trained.
+        return parts
     if not parts["test"]:
         # Files that say train and validation alone are split further.
         pool, parts["train"] = [*pool, *parts["train"]], []

@@ -309,6 +309,9 @@ def build_unetr(
     width = arguments.setdefault("feature_size", 16)
     hidden = arguments.setdefault("hidden_size", 768)
     net = construct(UNETR, {**arguments, "out_channels": 1})
+    for block in net.vit.blocks:
+        # Of a cross attention that these blocks do not have: nothing runs through it.
+        block.norm_cross_attn = nn.Identity()
     grid = [side // PATCH for side in sides]
 
     stages: dict[str, nn.Module] = {"patch": UnetrPatch(net, sides)}
@@ -340,6 +343,7 @@ def build_unetr(
         their_channels=config.their_channels,
         entry=UNETR_ENTRY,
         origin=origin,
+        ignored=("vit.blocks.*.norm_cross_attn.*",),
         preprocessing={"stride": [PATCH] * 3, "patch": sides},
     )
     if "img_size" in config.found:

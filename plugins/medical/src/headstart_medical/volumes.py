@@ -56,7 +56,7 @@ class Volumes(CaseModule):
         }
         if not self._hides:
             self.task["labels"] = list(listing.labels)
-            self.task["counts"] = self.class_counts(parts["train"])
+            self.task["counts"] = self.class_counts(parts["train"] or parts["test"])
 
     def class_counts(self, train: Sequence[Case]) -> list[int]:
         """Voxels of each class in the training split."""
