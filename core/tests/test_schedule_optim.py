@@ -174,3 +174,26 @@ def test_optimizer_state_comes_back(
     step(twin, restored)
     for key, value in model.state_dict().items():
         assert torch.equal(value, twin.state_dict()[key]), key
+
+
+def test_state_goes_back_into_the_layout_of_its_parameter() -> None:
+    """Files have rows last; fused kernels take strides for equal without looking."""
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, 3, 3).contiguous(memory_format=torch.channels_last)
+    gradients = [torch.randn_like(weight) for _ in range(3)]
+
+    def stepped(resumed: bool) -> torch.Tensor:
+        parameter = torch.nn.Parameter(weight.clone())
+        group = {"params": [parameter], "names": ["weight"]}
+        optimizer = torch.optim.AdamW([group], lr=0.1, fused=True)
+        for count, gradient in enumerate(gradients):
+            if resumed and count == 2:
+                kept = optimizer_tensors(optimizer)
+                filed = {name: value.contiguous() for name, value in kept.items()}
+                optimizer = torch.optim.AdamW([group], lr=0.1, fused=True)
+                restore_optimizer(optimizer, filed)
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        return parameter.detach()
+
+    assert torch.equal(stepped(resumed=True), stepped(resumed=False))

@@ -185,7 +185,9 @@ def predict(
         shown = not output and not as_json and sys.stdout.isatty()
         # Of several inputs nobody could tell which text belongs to which.
         pieces = Pieces() if shown and len(items) == 1 else None
-        results = run.predict_each(items, counter, options, pieces)
+        # The text itself shows how far it is.
+        told = None if pieces else counter
+        results = run.predict_each(items, told, options, pieces)
         if output:
             count = _write_lines(output, results)
             click.echo(f"{count} prediction{'s' * (count != 1)} in {output}", err=True)

@@ -104,7 +104,23 @@ def restore_optimizer(
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in by_name:
                 optimizer.state[parameter] = {
-                    entry: value.to(parameter.device)
+                    entry: _laid_out(value, parameter)
                     for entry, value in by_name.pop(name).items()
                 }
     assert not by_name, f"optimizer state of unknown parameters: {sorted(by_name)[:3]}"
+
+
+def _laid_out(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """State of a parameter on its device, in memory as the parameter is.
+
+    Files have rows last, convolutions may have channels last, and fused kernels take
+    both for one layout without looking.
+    """
+    value = value.to(parameter.device)
+    strides = parameter.stride()
+    if value.shape != parameter.shape or value.stride() == strides:
+        return value
+    empty = torch.empty_strided(
+        value.shape, strides, dtype=value.dtype, device=value.device
+    )
+    return empty.copy_(value)

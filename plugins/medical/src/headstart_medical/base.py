@@ -341,7 +341,8 @@ class CaseModule(DataModule):
         if self.settings.spacing is not None:
             return list(self.settings.spacing)
         assert self.settings.shape is not None
-        looks = [case.look.canonical for case in (parts["train"] or parts["test"]) if case.look]
+        cases = parts["train"] or parts["test"]
+        looks = [case.look.canonical for case in cases if case.look]
         found = [
             np.array(shape) * spacing / self.settings.shape for shape, spacing in looks
         ]

@@ -94,6 +94,7 @@ def read_json(path: Path, settings: CaseSettings, findings: Findings) -> Listing
             if part == "test" and not labelled and settings.kind != "reconstruction":
                 unused += 1
                 continue
+            _check_files(case, findings)
             if part != "training" and labelled:
                 case.split = SPLIT_NAMES[part]
             listing.cases.append(case)
@@ -120,7 +121,6 @@ def _entry(
         case.target = labels[0]
     else:
         case.labels = tuple(folder / name for name in labels)
-    _check_files(case, findings)
     return case
 
 
