@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from headstart.callbacks import Callback
-from headstart.execution import Execution
+from headstart.execution import Execution, choose_execution
 from headstart.prefetch import prefetch
+from headstart.settings import TrainSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -145,3 +146,18 @@ def test_steps_do_not_wait_for_the_device(
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert watcher.watched >= 25
+
+
+def test_numbers_too_small_for_a_float_are_zero_on_a_cpu() -> None:
+    """They slow a CPU down, and say nothing."""
+    torch.set_flush_denormal(False)
+    try:
+        if not torch.set_flush_denormal(True):
+            pytest.skip("this CPU has no such switch")
+        torch.set_flush_denormal(False)
+        tiny = torch.full((4,), 1e-38)
+        assert (tiny * 0.1 > 0).all()
+        choose_execution(TrainSettings(device="cpu"))
+        assert (tiny * 0.1 == 0).all()
+    finally:
+        torch.set_flush_denormal(False)

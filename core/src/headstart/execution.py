@@ -90,6 +90,10 @@ def choose_execution(settings: TrainSettings) -> Execution:
             why=str(error).splitlines()[0],
             fix='choose "auto", "cpu", or "cuda"',
         ) from error
+    if device.type == "cpu":
+        # A CPU takes many times as long for a number below 1e-38, and gradients of
+        # small losses have many. Threads that torch starts later inherit it.
+        torch.set_flush_denormal(True)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True

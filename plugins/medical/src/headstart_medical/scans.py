@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from headstart_medical import augment
-from headstart_medical.base import SPLITS, CaseModule, by
+from headstart_medical.data import SPLITS, CaseModule, by
 from headstart_medical.grids import Grid, to_ras
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from headstart.data import Baseline, Sample, Split
     from headstart.stages import State
-    from headstart_medical.base import Entry
     from headstart_medical.cases import Listing
     from headstart_medical.checks import Wanted
+    from headstart_medical.data import Entry
     from headstart_medical.data_settings import ScanSettings
     from headstart_medical.splits import Parts
 
@@ -170,7 +170,7 @@ class Scans(CaseModule):
 
     def baselines(self) -> Iterator[Baseline]:
         """The majority class; grey values alone."""
-        from headstart_medical.baselines import classification_baselines
+        from headstart_medical.datalines import classification_baselines
 
         train, test = self._samples["train"], self._samples["test"]
         yield from classification_baselines(

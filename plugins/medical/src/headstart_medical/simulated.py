@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from headstart.errors import DataError
-from headstart_medical.base import CaseModule, changed, seed_of
 from headstart_medical.checks import mismatch
+from headstart_medical.data import CaseModule, changed, seed_of
 from headstart_medical.intensity import foreground
 from headstart_medical.lesions import simulate
 from headstart_medical.paths import shown
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from headstart.data import Split
-    from headstart_medical.base import Entry
     from headstart_medical.cases import Case
     from headstart_medical.checks import Wanted
+    from headstart_medical.data import Entry
     from headstart_medical.data_settings import LesionSettings, LesionSliceSettings
     from headstart_medical.splits import Parts
 

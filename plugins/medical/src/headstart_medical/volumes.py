@@ -15,7 +15,7 @@ import torch
 
 from headstart.errors import DataError
 from headstart_medical import augment
-from headstart_medical.base import CaseModule, by, seed_of
+from headstart_medical.data import CaseModule, by, seed_of
 from headstart_medical.patches import cut, positions
 
 if TYPE_CHECKING:
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from headstart.data import Baseline, Sample, Split
     from headstart.stages import State
-    from headstart_medical.base import Entry
     from headstart_medical.cases import Case, Listing
     from headstart_medical.checks import Wanted
+    from headstart_medical.data import Entry
     from headstart_medical.data_settings import VolumeSettings
     from headstart_medical.splits import Parts
     from headstart_medical.store import Arrays
@@ -167,7 +167,7 @@ class Volumes(CaseModule):
         """Everything background; the largest bright part."""
         if self._hides:
             return
-        from headstart_medical.baselines import segmentation_baselines
+        from headstart_medical.datalines import segmentation_baselines
 
         yield from segmentation_baselines(self._test_cases(), self.task)
 
