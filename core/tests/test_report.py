@@ -694,3 +694,10 @@ def test_what_came_of_a_pretrained_head(tmp_path: Path) -> None:
     assert "classes kept cat classes new yak, gnu" in words
     assert "head.p0, head.p1, head.p2 and 2 more, in transfer.json" in words
     assert "head.p3" not in words
+
+
+def test_one_sample_has_no_interval() -> None:
+    from headstart.report.verdict import Comparison
+
+    one = Comparison("x", 0.7, 0.2, (-math.inf, math.inf), "unclear")
+    assert str(one) == "gain +0.200, too few samples for an interval"

@@ -213,7 +213,9 @@ class Comparison:
         if self.change and abs(self.change) >= 0.005:
             side = "lower" if self.change < 0 else "higher"
             text = f"{abs(self.change):.0%} {side}, {text}"
-        if self.interval:
+        if self.interval and not all(map(math.isfinite, self.interval)):
+            text += ", too few samples for an interval"
+        elif self.interval:
             low, high = (number(bound, signed=True) for bound in self.interval)
             text += f", 95% interval {low} to {high}"
         return text
