@@ -170,7 +170,7 @@ class Scans(CaseModule):
 
     def baselines(self) -> Iterator[Baseline]:
         """The majority class; grey values alone."""
-        from headstart_medical.datalines import classification_baselines
+        from headstart_medical.baselines import classification_baselines
 
         train, test = self._samples["train"], self._samples["test"]
         yield from classification_baselines(

@@ -167,7 +167,7 @@ class Volumes(CaseModule):
         """Everything background; the largest bright part."""
         if self._hides:
             return
-        from headstart_medical.datalines import segmentation_baselines
+        from headstart_medical.baselines import segmentation_baselines
 
         yield from segmentation_baselines(self._test_cases(), self.task)
 
