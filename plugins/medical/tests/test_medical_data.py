@@ -225,6 +225,17 @@ def test_pretraining_hides_parts(tmp_path: Path) -> None:
     assert not torch.equal(several["hidden"][0], several["hidden"][1])
 
 
+def test_pretraining_never_opens_a_label(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    tiny_volumes(folder)
+    for label in folder.glob("*/label.nii.gz"):
+        label.write_bytes(b"this is no volume")
+    data = volumes(folder, kind="reconstruction")
+    batch = data.collate(list(data.samples("train"))[:2])
+    assert set(batch) == {"image"}
+
+
 def test_several_channels_and_several_patients(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     folder.mkdir()

@@ -261,7 +261,7 @@ class CaseModule(DataModule):
             image = read_images(case.images, len(self.settings.channels)).array
         except VolumeError as error:
             raise changed(case, error) from None
-        if not case.labels:
+        if not case.labels or self.wanted()[0] != "mask":
             return image, None
         try:
             mask = read_mask(
