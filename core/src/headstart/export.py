@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from safetensors.torch import save_file
 
 from headstart import adapters
 from headstart.assembly import build_data
-from headstart.errors import UserError
+from headstart.files import new_folder
 from headstart.run_folder import read_json, write_json
 from headstart.version import __version__
 
@@ -50,23 +49,8 @@ def export_model(
     Raises:
         UserError: The folder is not empty, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            "there is something already", where=str(folder), fix="name a new folder"
-        )
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(folder, "exported files", "name a new folder") as partial:
         _write(model, recipe, run, partial, merge)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except OSError as error:
-        raise UserError(
-            "the model cannot be written", where=str(folder), why=str(error)
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -167,29 +165,15 @@ class Run:
         Raises:
             UserError: The folder is not empty, or cannot be written.
         """
+        from headstart.files import new_folder
+
         target = Path(folder)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UserError(
-                "there is something already",
-                where=str(target),
-                why="predictions are written as a whole folder",
-                fix="name a new folder, or a file that ends in .jsonl",
-            )
-        data, samples, predictions = self._predictions(inputs, progress, options)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            partial.mkdir(parents=True)
+        fix = "name a new folder, or a file that ends in .jsonl"
+        with new_folder(target, "predictions", fix) as partial:
+            data, samples, predictions = self._predictions(inputs, progress, options)
             written = data.write_predictions(partial, samples, predictions)
-            if target.exists():
-                target.rmdir()
-            partial.rename(target)
-        except OSError as error:
-            raise UserError(
-                "the predictions cannot be written", where=str(target), why=str(error)
-            ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return [target / path.relative_to(partial) for path in written]
+            names = [path.relative_to(partial) for path in written]
+        return [target / name for name in names]
 
     def export(self, folder: str | Path, merge: bool = False) -> Path:
         """Write the kept model as the upstream library has it, to be used without us.

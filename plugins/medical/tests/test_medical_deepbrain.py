@@ -249,7 +249,7 @@ def test_the_graph_of_an_asset(tmp_path, context, monkeypatch):
     weights = resolve_deepbrain("asset:deepbrain", context)
     assert weights.licence == "MIT"
     assert load_file(weights.files[0]).keys() == deepbrain_tensors(path).keys()
-    with pytest.raises(UserError, match="0 frozen graphs"):
+    with pytest.raises(UserError, match=r"0 \.pb files"):
         resolve_deepbrain("asset:colin27", context)
 
 

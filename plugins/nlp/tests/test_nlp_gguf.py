@@ -305,7 +305,7 @@ def test_asset_with_a_gguf_file(
     weights = resolve_gguf("asset:tiny", SourceContext(registry))
     assert weights.licence == "Apache-2.0"
     assert weights.sha256 == resolve_gguf(str(path), SourceContext(registry)).sha256
-    with pytest.raises(UserError, match="has 0 GGUF files") as caught:
+    with pytest.raises(UserError, match=r"has 0 \.gguf files") as caught:
         resolve_gguf("asset:words", SourceContext(registry))
     assert caught.value.faults[0].fix == 'backbone.weights = "asset:words"'
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart import assets
 from headstart.errors import UserError, nearest
+from headstart.weights.conversion import TENSORS, converted_once
 from headstart.weights.hub import fetch_files
 from headstart.weights.sources import Weights
 from headstart.weights.tensors import read_tensors
@@ -26,7 +27,6 @@ from headstart_medical.bundle_files import (
     BundleFolder,
     BundleZip,
 )
-from headstart_medical.conversion import TENSORS, converted_once
 from headstart_medical.definitions import KEY, Definition, read_definition
 
 if TYPE_CHECKING:

@@ -5,19 +5,19 @@ Source: https://github.com/iitzco/deepbrain, ``deepbrain/models/graph.pb``.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headstart import assets
 from headstart.errors import Fault, UserError, nearest
+from headstart.weights.conversion import TENSORS, converted_once, one_file
 from headstart.weights.sources import Weights
 from headstart.weights.tensors import file_sha256
-from headstart_medical.conversion import TENSORS, converted_once
 from headstart_medical.graph import read_constants
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from headstart.weights.sources import SourceContext
@@ -73,7 +73,7 @@ def resolve_deepbrain(reference: str, context: SourceContext) -> Weights:
         UserError: There is no such file, it is no graph or another one, or the cache
             cannot be written.
     """
-    path, licence = _file(reference, context)
+    path, licence = one_file("deepbrain", reference, SUFFIX, context)
 
     def write(folder: Path) -> None:
         from safetensors.numpy import save_file
@@ -134,30 +134,3 @@ def deepbrain_tensors(path: Path) -> dict[str, NDArray[np.float32]]:
         brain = tensors[name]
         tensors[name] = np.concatenate([np.zeros_like(brain), brain])
     return tensors
-
-
-def _file(reference: str, context: SourceContext) -> tuple[Path, str]:
-    """The graph on this machine, and its licence as far as it is known."""
-    scheme, _, name = reference.partition(":")
-    if scheme == "asset":
-        packages = [p.package for p in context.registry.plugins if p.status == "loaded"]
-        asset = assets.find_asset(name, packages)
-        folder = assets.fetch(asset, progress=context.progress)
-        files = [folder / f.path for f in asset.files if f.path.endswith(SUFFIX)]
-        if len(files) != 1:
-            raise UserError(
-                f"the asset {name!r} has {len(files)} frozen graphs, one is needed",
-                where=f"deepbrain:{reference}",
-                fix='backbone.weights = "deepbrain:asset:deepbrain"',
-            )
-        return files[0], asset.licence
-    path = Path(reference).expanduser()
-    if not path.is_file():
-        around = [p.name for p in path.parent.glob(f"*{SUFFIX}")]
-        raise UserError(
-            "this is a folder" if path.is_dir() else "there is no such file",
-            where=f"deepbrain:{reference}",
-            why=f"looked for {path.absolute()}",
-            fix=nearest(path.name, around) or "deepbrain:asset:deepbrain",
-        )
-    return path, ""

@@ -7,25 +7,23 @@ it does with each is documented under "GGUF and interaction with Transformers".
 from __future__ import annotations
 
 import io
-import os
-import shutil
 from contextlib import redirect_stderr
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart import assets
-from headstart.errors import UserError, nearest
+from headstart.errors import UserError
+from headstart.weights.conversion import TENSORS, converted_once, one_file
 from headstart.weights.sources import Weights
-from headstart.weights.tensors import broken, file_sha256, tensor_files
+from headstart.weights.tensors import file_sha256, tensor_files
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from headstart.fetch.http import Progress
     from headstart.weights.sources import SourceContext
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
-TENSORS = "model.safetensors"
 
 
 def resolve_gguf(reference: str, context: SourceContext) -> Weights:
@@ -42,7 +40,7 @@ def resolve_gguf(reference: str, context: SourceContext) -> Weights:
         UserError: There is no such file, it is damaged, transformers cannot read it, or
             the cache cannot be written.
     """
-    path, licence = _file(reference, context)
+    path, licence = one_file("gguf", reference, SUFFIX, context)
     _check(path)
     folder = converted(path, context.progress)
     name = f"gguf:{reference}"
@@ -63,68 +61,14 @@ def converted(path: Path, progress: Progress | None = None) -> Path:
     Raises:
         UserError: transformers cannot read the file, or the cache cannot be written.
     """
-    root = assets.cache_folder() / "converted"
-    release = version("transformers")
-    target = root / f"{file_sha256(path)}-transformers-{release}"
-    if _is_whole(target):
-        return target
-    from safetensors import SafetensorError
 
-    if progress:
-        progress(0, 0, f"converting {path.name}")
-    draft = root / f".{target.name}.{os.getpid()}.part"
-    try:
-        draft.mkdir(parents=True, exist_ok=True)
-        _convert(path, draft)
-        # Another process may have been faster, and others read that one already.
-        if not _is_whole(target):
-            shutil.rmtree(target, ignore_errors=True)
-            draft.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"the cache folder cannot be written: {error}",
-            where=str(root),
-            why=f"{path.name} is converted to safetensors once",
-            fix="make room, or set HEADSTART_CACHE to a folder that can be written",
-        ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return target
+    def write(folder: Path) -> None:
+        if progress:
+            progress(0, 0, f"converting {path.name}")
+        _convert(path, folder)
 
-
-def _is_whole(folder: Path) -> bool:
-    tensors = folder / TENSORS
-    return tensors.is_file() and broken(tensors) is None
-
-
-def _file(reference: str, context: SourceContext) -> tuple[Path, str]:
-    """The GGUF file on this machine, and its licence as far as it is known."""
-    scheme, _, name = reference.partition(":")
-    if scheme == "asset":
-        packages = [p.package for p in context.registry.plugins if p.status == "loaded"]
-        asset = assets.find_asset(name, packages)
-        folder = assets.fetch(asset, progress=context.progress)
-        files = [folder / f.path for f in asset.files if f.path.endswith(SUFFIX)]
-        if len(files) != 1:
-            raise UserError(
-                f"the asset {name!r} has {len(files)} GGUF files, one is needed",
-                where=f"gguf:{reference}",
-                fix=f'backbone.weights = "asset:{name}"' if not files else "",
-            )
-        return files[0], asset.licence
-    path = Path(reference).expanduser()
-    if not path.is_file():
-        around = [p.name for p in path.parent.glob(f"*{SUFFIX}")]
-        inside = [p.name for p in path.glob(f"*{SUFFIX}")]
-        raise UserError(
-            "this is a folder" if path.is_dir() else "there is no such file",
-            where=f"gguf:{reference}",
-            why=f"looked for {path.absolute()}",
-            fix=f"name the file: gguf:{path / min(inside)}"
-            if inside
-            else nearest(path.name, around),
-        )
-    return path, ""
+    name = f"{file_sha256(path)}-transformers-{version('transformers')}"
+    return converted_once(name, write, path.name)
 
 
 def _check(path: Path) -> None:
