@@ -75,7 +75,8 @@ class Checkpoint:
         Those of ``model`` and ``average`` are all of them, the frozen ones too.
         """
         found = self._read(name)
-        if not found or name not in ("model", "average"):
+        there = (self.folder / f"{name}.safetensors").exists()
+        if not there or name not in ("model", "average"):
             return found
         prefix = "module." if name == "average" else ""
         frozen = self._read(FROZEN)

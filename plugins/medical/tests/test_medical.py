@@ -177,7 +177,8 @@ def pretrained(
     volumes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> headstart.Run:
     folder = tmp_path_factory.mktemp("runs") / "pretrained"
-    unlabelled = {**volumes, "kind": "reconstruction"}
+    own = {"validation_path": "", "test_path": ""}
+    unlabelled = {**volumes, **own, "kind": "reconstruction"}
     return start("medical/pretrain", unlabelled, folder, **SEGRESNET)
 
 

@@ -16,7 +16,8 @@ from headstart.specs import resolve
 from headstart_nlp import register_heads, register_metrics
 from headstart_nlp.metrics import OF_KIND, auroc, macro_f1, mcc, sample_outputs
 
-SPECS = {spec.name: spec for spec in register_metrics()}
+# Those of language models have tests of their own.
+SPECS = {s.name: s for s in register_metrics() if s.sample_task["kind"] != "text"}
 BINARY = {"kind": "single-label", "labels": ["n", "p"], "counts": [4, 4]}
 SINGLE = {"kind": "single-label", "labels": ["a", "b", "c"], "counts": [4, 4, 4]}
 MULTI = {"kind": "multi-label", "labels": ["a", "b", "c"], "counts": [4, 4, 4]}
@@ -76,6 +77,8 @@ def test_every_metric_of_every_kind_is_compared() -> None:
 
 def test_heads_name_the_metrics_of_their_kind() -> None:
     for spec in register_heads():
+        if spec.sample_task["kind"] == "text":
+            continue
         (kind,) = spec.kinds
         assert spec.metrics == OF_KIND[kind]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from safetensors.numpy import load_file
 
 import headstart
+from headstart.checkpoint import open_checkpoint
 from headstart.errors import UserError
 from headstart_recsys.tiny import tiny_interactions, tiny_sequences
 
@@ -77,7 +77,7 @@ def test_a_later_period_starts_from_an_earlier_run(tmp_path: Path) -> None:
     assert items["matched"] == len(set(kept) & set(now)) == len(kept) - items["dropped"]
     assert items["new"] == len(set(now) - set(kept)) >= 1
     old, new = (
-        load_file(run.folder / "checkpoints" / "best" / "model.safetensors")
+        open_checkpoint(run.folder / "checkpoints")[0].kept_model()
         for run in (first, second)
     )
     table = "backbone.stages.item.weight"
