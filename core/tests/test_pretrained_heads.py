@@ -17,11 +17,13 @@ from headstart.model import Model
 from headstart.specs import Feature
 from headstart.stages import Backbone, State
 from headstart.weights.sources import Weights
-from headstart.weights.transfer import TransferReport, load_weights
+from headstart.weights.transfer import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from headstart.weights.transfer_report import TransferReport
 
 
 class Write(nn.Module):

@@ -21,7 +21,7 @@ from headstart.evaluate import evaluate
 from headstart.recipe import load_recipe
 from headstart.report.verdict import UNTOUCHED
 from headstart.testing.toy import heads
-from headstart.weights.transfer import TransferReport
+from headstart.weights.transfer_report import TransferReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,8 @@ from headstart.specs import WeightSourceSpec
 from headstart.stages import Backbone, State
 from headstart.weights.sources import SourceContext, Weights, resolve_weights
 from headstart.weights.tensors import files_sha256
-from headstart.weights.transfer import StageTransfer, load_weights
+from headstart.weights.transfer import load_weights
+from headstart.weights.transfer_report import StageTransfer
 
 
 @pytest.fixture(autouse=True)

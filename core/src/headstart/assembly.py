@@ -13,7 +13,8 @@ from headstart.execution import Execution, choose_execution
 from headstart.model import HEAD, Model
 from headstart.specs import resolve
 from headstart.weights.sources import SourceContext, Weights, resolve_weights
-from headstart.weights.transfer import StageTransfer, TransferReport, load_weights
+from headstart.weights.transfer import load_weights
+from headstart.weights.transfer_report import StageTransfer, TransferReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

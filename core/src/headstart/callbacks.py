@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from headstart.assembly import Assembly
     from headstart.recipe import Recipe
-    from headstart.weights.transfer import TransferReport
+    from headstart.weights.transfer_report import TransferReport
 
 Record = dict[str, Any]
 

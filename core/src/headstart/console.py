@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from headstart.plugins import Registry
     from headstart.recipe import Recipe
     from headstart.runs import Run
-    from headstart.weights.transfer import TransferReport
+    from headstart.weights.transfer_report import TransferReport
 
 PATIENCE = 2.0
 """Seconds without a bar."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from headstart.distributed import World
     from headstart.recipe import Recipe
     from headstart.strategy import Plan
-    from headstart.weights.transfer import TransferReport
+    from headstart.weights.transfer_report import TransferReport
 
 
 class _Curve(Callback):

@@ -20,7 +20,7 @@ from headstart.errors import UserError
 from headstart.specs import resolve
 from headstart.testing.parts import tiny_backbone
 from headstart.weights.sources import Weights
-from headstart.weights.transfer import TransferReport, load_weights
+from headstart.weights.transfer import load_weights
 from headstart_medical import catalogue
 from headstart_medical.backbones import sample_volume
 from headstart_medical.settings import SLICE_NETWORKS, SlicesSettings
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from headstart.stages import Backbone
+    from headstart.weights.transfer_report import TransferReport
 
 SPECS = {spec.name: spec for spec in catalogue.backbone_specs()}
 TWO = {"channels": ["T1", "FLAIR"]}

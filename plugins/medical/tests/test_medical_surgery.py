@@ -14,7 +14,7 @@ from torchvision import models
 from headstart.errors import UserError
 from headstart.specs import resolve
 from headstart.weights.sources import Weights
-from headstart.weights.transfer import TransferReport, load_weights
+from headstart.weights.transfer import load_weights
 from headstart_medical import catalogue
 from headstart_medical.surgery import fit_channels, inflate, resize_positions
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from headstart.stages import Backbone
+    from headstart.weights.transfer_report import TransferReport
 
 SPECS = {spec.name: spec for spec in catalogue.backbone_specs()}
 
