@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from headstart import checkpoint as module
 from headstart.checkpoint import (
@@ -305,3 +306,40 @@ def test_a_run_on_a_full_disk_says_so(registry: Registry, small_disk: Path) -> N
     assert summary["status"] == "failed"
     assert "the disk is full" in summary["reason"]
     assert list((folder / "checkpoints").iterdir()) == []
+
+
+def test_what_never_trains_takes_its_place_once(tmp_path: Path) -> None:
+    frozen = {"base": torch.arange(6.0).reshape(2, 3)}
+    written = [
+        write_checkpoint(
+            tmp_path,
+            step,
+            {"model": {"head": torch.full((2,), step)}, "frozen": frozen},
+            {},
+        )
+        for step in (1, 2)
+    ]
+    files = [each.folder / "frozen.safetensors" for each in written]
+    assert files[0].samefile(files[1])
+    for step, each in enumerate(written, start=1):
+        assert not faults_of(each.folder)
+        kept = each.kept_model()
+        assert kept.keys() == {"base", "head"}
+        assert torch.equal(kept["base"], frozen["base"]) and kept["head"][0] == step
+    assert load_file(written[1].folder / "model.safetensors").keys() == {"head"}
+
+
+def test_damaged_or_other_frozen_tensors_are_not_taken_over(tmp_path: Path) -> None:
+    frozen = {"base": torch.arange(6.0)}
+    model = {"head": torch.ones(2)}
+    first = write_checkpoint(tmp_path, 1, {"model": model, "frozen": frozen}, {})
+    path = first.folder / "frozen.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    second = write_checkpoint(tmp_path, 2, {"model": model, "frozen": frozen}, {})
+    assert not faults_of(second.folder)
+    assert torch.equal(second.kept_model()["base"], frozen["base"])
+    wider = {"base": torch.arange(8.0)}
+    third = write_checkpoint(tmp_path, 3, {"model": model, "frozen": wider}, {})
+    assert torch.equal(third.kept_model()["base"], wider["base"])
