@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from scipy import stats
 from sklearn import metrics as sk
 
 from headstart.errors import UserError
+from headstart.evaluate import MetricSet
 from headstart.specs import resolve
 from headstart_nlp import register_heads, register_metrics
 from headstart_nlp.metrics import OF_KIND, auroc, macro_f1, mcc, sample_outputs
@@ -145,3 +147,21 @@ def test_a_constant_prediction_correlates_with_nothing() -> None:
     metric = mcc(BINARY)
     metric.update(torch.ones(61, dtype=torch.long), target)
     assert float(metric.compute()) == 0.0
+
+
+@pytest.mark.parametrize("name", ["macro-f1", "spearman"])
+def test_one_rank_measures_without_asking_the_others(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main rank alone measures baselines; nobody would answer it."""
+
+    def gather(*arguments: Any, **more: Any) -> None:
+        raise AssertionError("asked the other ranks")
+
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torchmetrics.Metric, "_sync_dist", gather)
+    spec = SPECS[f"nlp/{name}"]
+    metrics = MetricSet([spec], spec.sample_task, torch.device("cpu"))
+    metrics.update(resolve(spec.sample)(spec.sample_task, 12))
+    assert np.isfinite(metrics.compute()[name])
