@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from headstart.batches import BatchParts
-from headstart.data import epoch_batches, evaluation_batches
+from headstart.data import DataModule, epoch_batches, evaluation_batches
 from headstart.distributed import World
+from headstart.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,10 +74,51 @@ def test_evaluation_takes_the_longest_first() -> None:
     assert [b.tolist() for b in evaluation_batches(5, 2)] == [[0, 1], [2, 3], [4]]
 
 
+TOTAL = int(SKEWED.max() * 4)
+
+
+def test_batches_by_total() -> None:
+    batches = epoch_batches(4000, 500, seed=0, epoch=1, sizes=SKEWED, total=TOTAL)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(4000))
+    padded = [len(batch) * int(SKEWED[batch].max()) for batch in batches]
+    # The largest takes at most the total, and most batches are nearly full.
+    assert max(padded) <= TOTAL
+    assert np.median(padded) > 0.8 * TOTAL
+    assert padding_waste(batches) < 0.1
+    assert max(map(len, batches)) <= 500
+
+
+def test_every_epoch_has_as_many_batches_by_total() -> None:
+    def made(epoch: int) -> list[np.ndarray]:
+        return epoch_batches(4000, 500, seed=0, epoch=epoch, sizes=SKEWED, total=TOTAL)
+
+    assert len({len(made(epoch)) for epoch in range(20)}) == 1
+    # And others in them, not in order of size.
+    partners = [set(next(b for b in made(epoch) if 7 in b)) for epoch in (0, 1)]
+    assert partners[0] != partners[1]
+    rising = np.diff([SKEWED[batch].mean() for batch in made(0)]) > 0
+    assert 0.3 < rising.mean() < 0.7
+
+
+def test_a_sample_beyond_the_total_is_a_batch_of_its_own() -> None:
+    sizes = np.array([50, 3, 3, 60])
+    batches = epoch_batches(4, 10, seed=0, epoch=0, sizes=sizes, total=10)
+    assert sorted(sorted(batch.tolist()) for batch in batches) == [[0], [1, 2], [3]]
+
+
+def test_evaluation_by_total_takes_the_longest_first() -> None:
+    sizes = np.array([3, 9, 1, 9, 4, 1])
+    batches = evaluation_batches(6, 3, sizes, total=18)
+    assert [batch.tolist() for batch in batches] == [[1, 3], [4, 0, 2], [5]]
+
+
 class Numbers:
     """Data whose batch is the list of its samples."""
 
     settings = SimpleNamespace(workers=0)
+
+    def in_steps(self, total: float | None) -> int | None:
+        return None if total is None else int(total)
 
     def samples(self, split: str) -> list[int]:
         return list(range(100))
@@ -134,6 +176,27 @@ def test_padding_and_samples_are_counted(
         assert batches.padding_waste == pytest.approx(padding_waste(seen))
         assert batches.count == 100
         assert batches.used == SKEWED[:100].sum()
+
+
+def test_parts_by_total(
+    batch_parts: Callable[[dict[str, Any]], BatchParts],
+) -> None:
+    total = 2.0 * int(SKEWED[:100].max())
+    batches = batch_parts({"train.batch_total": total, "train.batch_size": 90})
+    for epoch in (0, 1):
+        steps = list(batches.steps(epoch, 0))
+        assert len(steps) == batches.steps_per_epoch
+        seen = [np.array(part["numbers"]) for ((_, part),) in steps]
+        assert sorted(np.concatenate(seen).tolist()) == list(range(100))
+        assert all(len(b) * int(SKEWED[b].max()) <= total for b in seen)
+    largest = batches.largest()
+    most = max(len(b) * int(SKEWED[b].max()) for b in seen)
+    assert len(largest) * int(SKEWED[largest].max()) == most
+
+
+def test_data_without_sizes_has_no_total() -> None:
+    with pytest.raises(DataError, match=r"train\.batch_total: .*how large"):
+        DataModule.in_steps(SimpleNamespace(size_unit="units"), 3.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sizes", [None, np.arange(33)])

@@ -618,6 +618,25 @@ def test_debian_member(tools: Path, tmp_path: Path) -> None:
     assert log.read_text() == "download some-data\n--fsys-tarfile\n"
 
 
+def test_a_folder_comes_as_the_same_tar_from_any_archive(
+    site: Site, tmp_path: Path
+) -> None:
+    files = {"top/b": b"2", "top/sub/a": TEXT, "other": b"0"}
+    behind = tarred({f"./p/{name}": content for name, content in files.items()})
+    # Another order, another kind of archive: the files are what counts.
+    site.pages["/a.zip"] = zipped(dict(reversed(files.items())))
+    site.pages["/b.tgz"] = behind
+    first = deliver(tmp_path, f"{site.url}/a.zip#top/", 10240)
+    assert deliver(tmp_path, f"{site.url}/b.tgz#p/top/", 10240) == first
+    with tarfile.open(fileobj=io.BytesIO(first)) as archive:
+        found = [(m.name, m.mode, m.mtime, m.uid) for m in archive]
+        assert found == [("b", 0o644, 0, 0), ("sub/a", 0o644, 0, 0)]
+        stream = archive.extractfile("sub/a")
+        assert stream is not None and stream.read() == TEXT
+    with pytest.raises(SourceError, match=r"no files in 'tap/'.*top/"):
+        deliver(tmp_path, f"{site.url}/a.zip#tap/", 10240)
+
+
 def test_unknown_debian_package_hints_at_update(tools: Path, tmp_path: Path) -> None:
     executable(tools, "apt-get", "echo 'E: Unable to locate package x1' >&2; exit 100")
     with pytest.raises(SourceError, match=r"Unable to locate.*apt-get update"):

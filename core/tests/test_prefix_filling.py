@@ -36,6 +36,13 @@ def test_batches_of_one_size_or_of_neighbours() -> None:
     assert [b.tolist() for b in filling_batches(3, None, 2)] == [[0, 1], [2]]
 
 
+def test_no_filling_batch_takes_more_than_the_total() -> None:
+    for mixed in (True, False):
+        batches = filling_batches(5, SIZES, 5, mixed, total=int(SIZES.max()))
+        assert sorted(np.concatenate(batches).tolist()) == [0, 1, 2, 3, 4]
+        assert all(len(b) * SIZES[b].max() <= SIZES.max() for b in batches)
+
+
 def test_dimensions_that_are_as_long_as_the_sample() -> None:
     padded = padded_dimensions(padded_texts, SIZES)
     assert padded == {"hidden": [0], "pairs": [0, 1]}

@@ -518,3 +518,70 @@ def test_what_a_head_fits_to_validation_is_kept_with_the_run(
     states.clear()
     Run(done.folder).evaluate()
     assert states and all(state == {"temperature": 2.0} for state in states)
+
+
+def test_what_a_head_diagnoses_is_told_and_stands_in_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headstart.errors import Fault
+    from headstart.testing.toy.heads import Classifier
+
+    told: list[str] = []
+
+    class Listener(Callback):
+        def on_message(self, text: str) -> None:
+            told.append(text)
+
+    def diagnose(self: Classifier, metrics: dict[str, float]) -> list[Fault]:
+        assert {"loss", "accuracy"} <= metrics.keys()
+        return [Fault("it has collapsed", fix="lower the rate")]
+
+    monkeypatch.setattr(Classifier, "diagnose", diagnose)
+    done = run("toy/ring", QUICK, folder=tmp_path / "run", callbacks=[Listener()])
+    assert sum("it has collapsed" in text for text in told) == 2  # one an epoch
+    assert "it has collapsed" in (done.folder / "report.html").read_text()
+
+
+def test_predictions_of_pieces_are_joined(
+    done: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from headstart.testing.toy.data import Ring
+
+    def join(self: Ring, samples: Any, predictions: Any) -> Any:
+        rows = [found["label"] for found in predictions]
+        yield {"input": f"{len(samples)} points", "labels": rows}
+
+    inputs = ["0,0", "3,3"]
+    plain = done.predict(inputs)
+    assert [row["input"] for row in plain] == inputs
+    monkeypatch.setattr(Ring, "join", join)
+    labels = [row["label"] for row in plain]
+    joined = [{"input": "2 points", "labels": labels}]
+    assert done.predict(inputs) == joined
+    (file,) = done.predict_into(tmp_path / "out", inputs)
+    assert [json.loads(line) for line in file.read_text().splitlines()] == joined
+
+
+def test_parts_are_weighed_after_random_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may change what they weigh: their length, what of them is masked."""
+    from headstart.testing.toy.data import Ring
+    from headstart.testing.toy.heads import Classifier
+
+    weighed: list[bool] = []
+    plain_augment, plain_weight = Ring.augment, Classifier.weight
+
+    def augment(self: Ring, batch: Any, generator: torch.Generator) -> Any:
+        return {**plain_augment(self, batch, generator), "changed": True}
+
+    def weight(self: Classifier, batch: Any) -> torch.Tensor:
+        weighed.append("changed" in batch)
+        return plain_weight(self, batch)
+
+    monkeypatch.setattr(Ring, "augment", augment)
+    monkeypatch.setattr(Classifier, "weight", weight)
+    changes = {"data.noise": 0.1, "train.accumulate": 2, "report.baselines": False}
+    run("toy/ring", {**QUICK, **changes}, folder=tmp_path / "run")
+    # 2 epochs of 6 steps in 2 parts each; the rest are evaluations.
+    assert sum(weighed) == 24

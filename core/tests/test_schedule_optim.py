@@ -61,7 +61,14 @@ def test_linear_probing_restarts_the_schedule() -> None:
     assert factors(8, "lp-ft", schedule="linear", warmup=0) == expected
 
 
-@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_tri_stage_rises_stays_and_falls_exponentially() -> None:
+    # 2 steps up, 4 held, then a twentieth is reached in equal ratios at the last step.
+    expected = [1 / 3, 2 / 3, 1, 1, 1, 1, 1, *(0.05 ** (i / 3) for i in (1, 2, 3))]
+    found = factors(10, schedule="tri-stage", warmup=0.2, hold=0.4)
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "tri-stage"])
 @pytest.mark.parametrize("warmup", [0.0, 0.06, 0.5, 1.0])
 def test_no_step_is_spent_at_zero(schedule: str, warmup: float) -> None:
     for total in (1, 2, 3, 17, 100):

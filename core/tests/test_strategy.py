@@ -40,6 +40,11 @@ def trained(total: int, **settings: Any) -> list[str]:
         ({"name": "lp-ft", "head_share": 0.5}, ["", "", "lmh", "lmh"]),
         ({"name": "lp-ft", "head_share": 0.25}, ["", "lmh", "lmh", "lmh"]),
         ({"name": "lp-ft", "head_share": 1.0}, [""] * 4),
+        (
+            {"name": "lp-ft", "head_share": 0.5, "freeze_until": "low"},
+            ["", "", "mh", "mh"],
+        ),
+        ({"name": "lp-ft", "head_share": 0.5, "freeze_until": "high"}, [""] * 4),
     ],
 )
 def test_trainable_stages_by_hand(
@@ -57,6 +62,14 @@ def test_gradual_unfreezes_last_stage_first_at_equal_distances() -> None:
     assert trained(6, name="gradual", unfreeze_share=1.0) == [
         *["", "", "h", "h", "mh", "mh"]
     ]
+
+
+def test_gradual_stops_at_the_stage_that_never_trains() -> None:
+    assert trained(12, name="gradual", freeze_until="low") == [
+        *["", "", "", "h", "h", "h"],
+        *["mh"] * 6,
+    ]
+    assert trained(4, name="gradual", freeze_until="high") == [""] * 4
 
 
 def test_gradual_at_its_ends() -> None:
@@ -119,6 +132,7 @@ def test_freeze_point(trainable: tuple[str, ...], expected: int) -> None:
             {"name": "layer-retraining", "freeze_until": "Middle"},
             "strategy.freeze_until",
         ),
+        ({"name": "lp-ft", "freeze_until": "Middle"}, "strategy.freeze_until"),
     ],
 )
 def test_an_unknown_stage_names_the_nearest(settings: dict[str, Any], key: str) -> None:

@@ -261,7 +261,7 @@ def remove(asset: Asset) -> None:
     """
     try:
         with _lock(asset, None):
-            for kind in ("assets", "downloads"):
+            for kind in ("assets", "downloads", "unpacked"):
                 with suppress(FileNotFoundError):
                     shutil.rmtree(cache_folder() / kind / asset.name)
     except OSError as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from headstart.distributed import World
     from headstart.prefix_cache import PrefixCache
     from headstart.recipe import Recipe
+    from headstart.settings import TrainSettings
     from headstart.stages import State
 
 
@@ -40,6 +41,19 @@ class Part:
     counts: bool = True
 
 
+def epoch_length(data: DataModule, train: TrainSettings) -> int:
+    """Batches of an epoch, the same number in each."""
+    count = len(data.samples("train"))
+    total = data.in_steps(train.batch_total)
+    if total is None:
+        return math.ceil(count / train.batch_size)
+    sizes = data.sizes("train")
+    batches = epoch_batches(
+        count, train.batch_size, seed=0, epoch=0, sizes=sizes, total=total
+    )
+    return len(batches) if count else 0
+
+
 class BatchParts:
     """The batches of every epoch, cut into the parts of one optimizer step.
 
@@ -53,10 +67,11 @@ class BatchParts:
         self.sizes = data.sizes("train")
         self.batch_size = train.batch_size
         self._train = train
+        self._total = data.in_steps(train.batch_total)
         self._world = world
         self.accumulate = train.accumulate
         # A pretrained model that is only tested needs nothing to train on.
-        self.steps_per_epoch = max(math.ceil(len(self.samples) / train.batch_size), 1)
+        self.steps_per_epoch = max(epoch_length(data, train), 1)
         self.used = self.padded = self.count = 0
         self._data = data
         self._in_columns = isinstance(self.samples, Columns)
@@ -108,6 +123,9 @@ class BatchParts:
         count = self.batch_size
         if self.sizes is None:
             return np.arange(min(count, len(self.samples)))
+        if self._total is not None:
+            sizes = self.sizes
+            return max(self._batches(0), key=lambda b: len(b) * int(sizes[b].max()))
         return np.argsort(-self.sizes, kind="stable")[:count]
 
     def collate(self, part: Part) -> State:
@@ -163,6 +181,7 @@ class BatchParts:
             seed=self._train.seed,
             epoch=epoch,
             sizes=self.sizes if self._train.group_by_size else None,
+            total=self._total,
         )
 
     def _costs_planned(self, cached: bool) -> list[tuple[int, int, int]]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from headstart.assembly import Assembly
+    from headstart.data import DataModule
     from headstart.errors import Fault
     from headstart.plugins import Registry
     from headstart.recipe import Recipe
@@ -188,7 +189,7 @@ class RunConsole(Callback):
                 (
                     "train",
                     f"{recipe.strategy.name}, {total_steps} steps of "
-                    f"{recipe.train.batch_size} on {execution.device} in "
+                    f"{_batch(recipe, assembly.data)} on {execution.device} in "
                     f"{'bf16' if execution.bf16 else 'fp32'}",
                 ),
             ]
@@ -264,7 +265,8 @@ def check_data(recipe: Recipe, registry: Registry) -> None:
         for name, value in described.items()
         if name not in SPLITS and not _is_table(value)
     ]
-    rows.append(("train", f"{plan.total:,} steps of {recipe.train.batch_size}"))
+    batch = _batch(recipe, assembly.data)
+    rows.append(("train", f"{plan.total:,} steps of {batch}"))
     screen.say_rows(rows)
     for name, value in described.items():
         if _is_table(value):
@@ -282,6 +284,13 @@ def _transfer_rows(transfer: TransferReport) -> list[tuple[str, str]]:
 def _pair(name: str, value: Any) -> str:
     """A name and its number, which stay on one line."""
     return f"{name}{NO_BREAK}{number(value)}"
+
+
+def _batch(recipe: Recipe, data: DataModule) -> str:
+    """How large a step is, in words."""
+    if recipe.train.batch_total is None:
+        return str(recipe.train.batch_size)
+    return f"at most {recipe.train.batch_total:g} {data.size_unit}"
 
 
 def _splits(described: Mapping[str, Any]) -> str:

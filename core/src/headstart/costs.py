@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
     from headstart.batches import BatchParts
     from headstart.clock import Clock
+    from headstart.data import DataModule
 
 
 def costs(
     clock: Clock,
     batches: BatchParts,
     train_seconds: float,
-    unit: str,
+    data: DataModule,
     device: torch.device,
 ) -> dict[str, Any]:
     """The costs as the summary holds them.
@@ -27,14 +28,14 @@ def costs(
         clock: Has booked all of the run's time.
         batches: Counted what was computed on.
         train_seconds: Spent in training steps, validation not counted.
-        unit: What a sample's size is counted in, e.g. tokens.
+        data: Says what a sample's size is counted in, e.g. tokens.
         device: Whose memory.
     """
     phases, seconds = clock.seconds(), max(train_seconds, 1e-9)
     throughput: dict[str, Any] = {"samples_per_second": batches.count / seconds}
     if batches.padded:
-        throughput["units_per_second"] = batches.used / seconds
-        throughput["unit"] = unit
+        throughput["units_per_second"] = batches.used / data.size_steps / seconds
+        throughput["unit"] = data.size_unit
     return {
         "time": {**phases, "total": sum(phases.values())},
         "throughput": throughput,

@@ -146,7 +146,9 @@ class DataModule(ABC):
     identity: ClassVar[tuple[str, ...]] = ("labels",)
     """Entries of ``task`` that a trained model cannot do without."""
     size_unit: str = "units"
-    """What :meth:`sizes` counts, e.g. ``tokens``."""
+    """What sizes are told in, e.g. ``tokens`` or ``seconds``."""
+    size_steps: int = 1
+    """How many of what :meth:`sizes` counts are one of it: 16,000 a second."""
 
     @abstractmethod
     def load(self) -> None:
@@ -181,6 +183,22 @@ class DataModule(ABC):
         """Size of each sample (tokens, frames, pixels), int64; ``None``: all equal."""
         return None
 
+    def in_steps(self, total: float | None) -> int | None:
+        """An amount in ``size_unit`` as :meth:`sizes` counts.
+
+        Raises:
+            DataError: The data does not tell sizes.
+        """
+        if total is None:
+            return None
+        if self.size_unit == DataModule.size_unit:
+            raise DataError(
+                "the data does not say how large its samples are",
+                where="train.batch_total",
+                fix="set train.batch_size alone",
+            )
+        return max(int(total * self.size_steps), 1)
+
     @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> State:
         """Samples to a batch of CPU tensors, targets included where they are known."""
@@ -208,6 +226,24 @@ class DataModule(ABC):
         """What a prediction's input is called: its ``id`` unless that says nothing."""
         return str(sample["id"])
 
+    def join(
+        self, samples: Sequence[Sample], predictions: Iterable[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """Predictions for people, one an input, as they are computed.
+
+        By default every sample is one. Where inputs were taken apart (an hour of sound
+        into pieces) their predictions are put together again.
+
+        Args:
+            samples: What :meth:`from_inputs` gave.
+            predictions: What ``Head.decode`` made of each, computed as it is asked for.
+
+        Yields:
+            JSON-ready; ``input`` is what the input is called.
+        """
+        for sample, found in zip(samples, predictions, strict=True):
+            yield {"input": self.input_name(sample), **found}
+
     def write_predictions(
         self,
         folder: Path,
@@ -226,8 +262,7 @@ class DataModule(ABC):
         """
         path = folder / "predictions.jsonl"
         with path.open("w", encoding="utf-8") as file:
-            for sample, found in zip(samples, predictions, strict=True):
-                row = {"input": self.input_name(sample), **found}
+            for row in self.join(samples, predictions):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         return [path]
 
@@ -266,6 +301,7 @@ def epoch_batches(
     epoch: int,
     sizes: np.ndarray | None = None,
     window: int = 50,
+    total: int | None = None,
 ) -> list[np.ndarray]:
     """The batches of one epoch: a function of its arguments alone.
 
@@ -273,12 +309,22 @@ def epoch_batches(
     batches, cut into batches, and the batches are shuffled: hardly any padding, and
     still a different mixture every epoch.
 
+    With ``total``, a batch has as many samples as fit into it, padding included: all
+    samples are sorted by size in steps of 10 %, in random order within a step, and cut
+    where the next one would be too much. Where, depends on the steps alone: every
+    epoch has as many batches.
+
     Returns:
         Arrays of sample indices; every sample once, the last batch may be smaller, but
-        is never a single sample unless there is no other.
+        without ``total`` is never a single sample unless there is no other.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(count)
+    if sizes is not None and total is not None:
+        steps = _size_steps(sizes)
+        order = order[np.argsort(steps[order], kind="stable")]
+        batches = cut_by_total(order, steps, batch_size, total)
+        return [batches[i] for i in generator.permutation(len(batches))]
     if sizes is not None:
         windows = [
             order[i : i + batch_size * window]
@@ -298,8 +344,39 @@ def epoch_batches(
 
 
 def evaluation_batches(
-    count: int, batch_size: int, sizes: np.ndarray | None = None
+    count: int,
+    batch_size: int,
+    sizes: np.ndarray | None = None,
+    total: int | None = None,
 ) -> list[np.ndarray]:
     """Every sample once, longest first so that memory runs out at once or never."""
     order = np.arange(count) if sizes is None else np.argsort(-sizes, kind="stable")
+    if sizes is not None and total is not None:
+        return cut_by_total(order, sizes, batch_size, total)
     return [order[i : i + batch_size] for i in range(0, count, batch_size)]
+
+
+def cut_by_total(
+    order: np.ndarray, sizes: np.ndarray, batch_size: int, total: int
+) -> list[np.ndarray]:
+    """An order cut into batches of at most ``total`` with padding.
+
+    A sample that is larger than that is a batch of its own.
+    """
+    cuts, start, largest = [], 0, 0
+    for place, size in enumerate(sizes[order].tolist()):
+        largest = max(largest, size)
+        count = place - start + 1
+        if count > 1 and (count > batch_size or count * largest > total):
+            cuts.append(place)
+            start, largest = place, size
+    return [batch for batch in np.split(order, cuts) if len(batch)]
+
+
+def _size_steps(sizes: np.ndarray) -> np.ndarray:
+    """Each size rounded up to the next step, a step being 10 % of the size."""
+    smallest = max(int(sizes.min()), 1) if len(sizes) else 1
+    count = np.ceil(np.log(np.maximum(sizes, 1) / smallest) / np.log(1.1) - 1e-9)
+    steps: np.ndarray = np.ceil(smallest * 1.1**count).astype(np.int64)
+    rounded: np.ndarray = np.maximum(steps, sizes)
+    return rounded

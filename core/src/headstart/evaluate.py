@@ -135,6 +135,7 @@ def evaluate(
     collect: bool = False,
     world: World | None = None,
     cache: PrefixCache | None = None,
+    batch_total: float | None = None,
 ) -> Pass:
     """Run a model over samples.
 
@@ -149,10 +150,12 @@ def evaluate(
         collect: Keep the outputs of every sample.
         world: Ranks among which the batches are dealt out; all get all results.
         cache: The prefix's output for these samples, if there is one.
+        batch_total: Most that a forward pass takes, in the data's unit.
     """
     world = world or World()
     training = model.training
-    batches = evaluation_batches(len(samples), batch_size, sizes)
+    most = data.in_steps(batch_total)
+    batches = evaluation_batches(len(samples), batch_size, sizes, most)
     # Every rank runs as often: one that has no batch left repeats the first, which
     # then does not count (sharded models exchange parameters in every pass).
     rounds = math.ceil(len(batches) / world.size)

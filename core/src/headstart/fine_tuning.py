@@ -330,8 +330,8 @@ def _train(
         checkpoint, _ = open_checkpoint(folder / "checkpoints")
         load_whole(assembly.model, checkpoint.kept_model())
         summary |= judge(recipe, assembly, plan, clock, folder, world)
-    device, unit = assembly.execution.device, assembly.data.size_unit
-    return summary | costs(clock, trainer.batches, trainer.train_seconds, unit, device)
+    device, data = assembly.execution.device, assembly.data
+    return summary | costs(clock, trainer.batches, trainer.train_seconds, data, device)
 
 
 def _estimate_memory(trainer: Trainer, watchers: Watchers) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from headstart.errors import Fault
     from headstart.model import Model
     from headstart.report.parts import Evaluation, Section
     from headstart.settings import PredictOptions
@@ -142,6 +143,20 @@ class Head(nn.Module):
             Numbers by name; by default there is nothing to fit.
         """
         return {}
+
+    def diagnose(self, metrics: Mapping[str, float]) -> Sequence[Fault]:
+        """What metrics show to have gone wrong, with its likely causes.
+
+        Called after each validation, and told at once; of the test it stands among the
+        warnings of the report.
+
+        Args:
+            metrics: By short name, ``loss`` among them.
+
+        Returns:
+            Nothing by default.
+        """
+        return ()
 
     def probe(self, model: Model) -> dict[str, Any]:
         """What the report shows from before and after the training, beside each other.

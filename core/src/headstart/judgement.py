@@ -94,7 +94,8 @@ def judge(
     ``sections.json``, the parts of the report that only this task has.
 
     Returns:
-        ``metrics``, ``intervals``, ``baselines`` and ``scratch`` for the summary.
+        ``metrics``, ``intervals``, ``diagnosis``, ``baselines`` and ``scratch`` for the
+        summary.
     """
     head = assembly.model.head
     _calibrate(recipe, assembly, world)
@@ -138,6 +139,7 @@ def judge(
     return {
         "metrics": ours.metrics,
         "intervals": intervals(ours),
+        "diagnosis": [str(fault) for fault in head.diagnose(ours.metrics)],
         "baselines": baselines,
         "scratch": scratch,
     }
@@ -167,6 +169,7 @@ def test(
         data.samples(split),
         sizes=data.sizes(split),
         batch_size=recipe.eval_batch_size,
+        batch_total=recipe.eval_batch_total,
         execution=assembly.execution,
         metrics=MetricSet(recipe.metric_specs, data.task, assembly.execution.device),
         collect=True,

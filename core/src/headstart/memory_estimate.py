@@ -20,6 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from headstart.data import evaluation_batches
 from headstart.environment import (
     free_memory_bytes,
     peak_memory_bytes,
@@ -249,12 +250,13 @@ def _training_peak(trainer: Trainer) -> int:
 def _evaluation_peak(trainer: Trainer) -> int:
     """Bytes that the largest batch of validation and test takes."""
     data, rows = trainer.data, trainer.recipe.eval_batch_size
+    total = data.in_steps(trainer.recipe.eval_batch_total)
     largest = []
     for split in SPLITS:
         sizes, count = data.sizes(split), len(data.samples(split))
-        order = np.arange(count) if sizes is None else np.argsort(-sizes, kind="stable")
-        size = 1 if sizes is None or not count else int(sizes.max())
-        largest.append((min(count, rows) * size, split, order[:rows]))
+        for batch in evaluation_batches(count, rows, sizes, total):
+            size = 1 if sizes is None else int(sizes[batch].max())
+            largest.append((len(batch) * size, split, batch))
     _, split, part = max(largest, key=lambda each: each[0])
     trainer.model.eval()
     if not trainer.model.head.cacheable:

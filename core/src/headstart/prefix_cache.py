@@ -86,6 +86,7 @@ class PrefixCaches:
         settings: ``[cache]``.
         execution: Device and precision.
         batch_size: Samples per pass of the prefix.
+        batch_total: Most that a pass takes, in the data's unit.
         seed: Of the augmented views.
         tell: Called with each decision in words.
         sharded: Whether the parameters are spread over the ranks.
@@ -104,12 +105,14 @@ class PrefixCaches:
         tell: Callable[[str], None],
         world: World,
         sharded: bool = False,
+        batch_total: float | None = None,
     ) -> None:
         self.model = model
         self.data = data
         self.settings = settings
         self.execution = execution
         self.batch_size = batch_size
+        self._total = data.in_steps(batch_total)
         self.seed = seed
         self.tell = tell
         self.world = world
@@ -237,7 +240,7 @@ class PrefixCaches:
 
     def _batches(self, split: Split, mixed: bool = False) -> list[np.ndarray]:
         count, sizes = len(self.data.samples(split)), self.data.sizes(split)
-        return filling_batches(count, sizes, self.batch_size, mixed)
+        return filling_batches(count, sizes, self.batch_size, mixed, self._total)
 
     def _estimate(self, split: Split, passes: float, views: int) -> Estimate:
         """Size and gain from the largest batch of one size.

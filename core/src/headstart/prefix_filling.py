@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from headstart.data import cut_by_total
 from headstart.prefix_store import corner, take_apart
 
 if TYPE_CHECKING:
@@ -16,12 +17,17 @@ if TYPE_CHECKING:
 
 
 def filling_batches(
-    count: int, sizes: np.ndarray | None, batch_size: int, mixed: bool = False
+    count: int,
+    sizes: np.ndarray | None,
+    batch_size: int,
+    mixed: bool = False,
+    total: int | None = None,
 ) -> list[np.ndarray]:
     """Batches of samples of one size each, so that no row is padded.
 
     ``mixed`` takes neighbours in size together, where padding can be told from the
-    rest: many small batches take longer than a little padding.
+    rest: many small batches take longer than a little padding. With ``total`` no batch
+    takes more than that.
     """
     if sizes is None:
         groups = [np.arange(count)]
@@ -29,6 +35,13 @@ def filling_batches(
         order = np.argsort(-sizes, kind="stable")
         borders = np.flatnonzero(np.diff(sizes[order])) + 1
         groups = [order] if mixed else np.split(order, borders)
+        if total is not None:
+            # In batches of one size nothing is padded, but they may be large.
+            return [
+                batch
+                for group in groups
+                for batch in cut_by_total(group, sizes, batch_size, total)
+            ]
     return [
         group[i : i + batch_size]
         for group in groups

@@ -120,6 +120,10 @@ class Recipe:
     def eval_batch_size(self) -> int:
         return self.train.eval_batch_size or 2 * self.train.batch_size
 
+    @property
+    def eval_batch_total(self) -> float | None:
+        return self.train.batch_total and 2 * self.train.batch_total
+
     def to_dict(self) -> dict[str, Any]:
         """All settings, defaults included, ready for TOML."""
         sections = {

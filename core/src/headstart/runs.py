@@ -106,6 +106,7 @@ class Run:
             data.samples(split),
             sizes=data.sizes(split),
             batch_size=recipe.eval_batch_size,
+            batch_total=recipe.eval_batch_total,
             execution=execution,
             metrics=MetricSet(recipe.metric_specs, task, execution.device),
         ).metrics
@@ -141,8 +142,7 @@ class Run:
                 piece by piece (text, token by token).
         """
         data, samples, predictions = self._predictions(inputs, progress, options, emit)
-        for sample, found in zip(samples, predictions, strict=True):
-            yield {"input": data.input_name(sample), **found}
+        yield from data.join(samples, predictions)
 
     def predict_into(
         self,

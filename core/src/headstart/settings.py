@@ -119,7 +119,8 @@ class StrategySettings(Settings):
     train_last: Annotated[int, Field(ge=1)] | None = None
     """``layer-retraining``: how many of the last stages train (default 1)."""
     freeze_until: str = ""
-    """``layer-retraining``: the freeze point, the last frozen stage, by name."""
+    """The last stage that never trains, by name: the freeze point of
+    ``layer-retraining``, and where ``gradual`` and ``lp-ft`` stop."""
     stages: tuple[str, ...] = ()
     """``surgical``: the stages that train, by name."""
     unfreeze_share: Share = 0.5
@@ -141,6 +142,10 @@ class TrainSettings(Settings):
     """Stop after so many optimizer steps, whatever ``epochs`` says."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Samples per optimizer step."""
+    batch_total: Annotated[float, Field(gt=0)] | None = None
+    """Most that the samples of a step take together with their padding, in the data's
+    unit (seconds of sound); ``batch_size`` is then the most samples. Evaluation takes
+    twice as much."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Parts into which a rank's share of a batch is cut, one after another; the result
     is the same. Doubled by itself when a GPU alone runs out of memory."""
@@ -158,10 +163,13 @@ class TrainSettings(Settings):
     """Learning rate of the head; ``None`` takes ``learning_rate``."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of matrices; biases and normalisation do not decay."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
+    schedule: Literal["linear", "cosine", "constant", "tri-stage"] = "linear"
+    """How the learning rate falls after the warm-up; ``tri-stage`` holds it before it
+    falls exponentially."""
     warmup: Share = 0.06
     """Share of the steps over which the learning rate rises from 0."""
+    hold: Share = 0.4
+    """``tri-stage``: share of the steps over which it stays after that."""
     clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest gradient norm; 0 does not clip."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

@@ -85,7 +85,8 @@ def make_plan(
     - ``gradual``: the head, then one stage more at equal distances, last stage first
       (Howard and Ruder 2018, ULMFiT).
     - ``lp-ft``: the head, then everything, each with its own schedule (Kumar et al.
-      2022, linear probing then fine-tuning).
+      2022, linear probing then fine-tuning). With ``freeze_until`` the stages up to
+      it never train in these two either.
     - ``lora``: the head and the adapters, in the stages ``adapted`` (Hu et al. 2022,
       LoRA); what they are beside stays as it is (``Backbone.fixed``).
 
@@ -107,21 +108,21 @@ def make_plan(
             changes = [(0, frozenset(adapted))]
         case "gradual":
             last = settings.unfreeze_share * total
+            depth = len(_above(settings, names))
             changes = []
-            for count in range(len(names) + 1):
-                start = round(count * last / len(names))
+            for count in range(depth + 1):
+                start = round(count * last / max(depth, 1))
                 if changes and changes[-1][0] == start:
                     changes.pop()
                 changes.append((start, frozenset(names[len(names) - count :])))
         case "lp-ft":
             switch = min(max(round(settings.head_share * total), 1), total)
-            changes = [(0, frozenset()), (switch, every)]
+            changes = [(0, frozenset()), (switch, frozenset(_above(settings, names)))]
             phases = (0, switch) if switch < total else (0,)
         case _:
             changes = [(0, every)]
-    depth = len(names) - 1
     factors = {
-        name: settings.stage_decay ** (depth - index)
+        name: settings.stage_decay ** (len(names) - 1 - index)
         for index, name in enumerate(names)
     }
     return Plan(names, tuple(changes), factors, phases, total)
@@ -138,8 +139,7 @@ def _after_freeze_point(
             fix="keep one of them",
         )
     if settings.freeze_until:
-        _require(settings.freeze_until, names, "strategy.freeze_until")
-        return frozenset(names[names.index(settings.freeze_until) + 1 :])
+        return frozenset(_above(settings, names))
     count = settings.train_last or 1
     if count > len(names):
         raise UserError(
@@ -148,6 +148,14 @@ def _after_freeze_point(
             fix=f"choose 1 to {len(names)}",
         )
     return frozenset(names[len(names) - count :])
+
+
+def _above(settings: StrategySettings, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The stages after ``freeze_until``, or all."""
+    if not settings.freeze_until:
+        return names
+    _require(settings.freeze_until, names, "strategy.freeze_until")
+    return names[names.index(settings.freeze_until) + 1 :]
 
 
 def _named(settings: StrategySettings, names: tuple[str, ...]) -> frozenset[str]:

@@ -116,6 +116,7 @@ class Trainer:
             batch_size=recipe.eval_batch_size
             if execution.device.type == "cuda"
             else recipe.train.batch_size,
+            batch_total=recipe.train.batch_total,
             seed=recipe.train.seed,
             tell=self._tell,
             world=self.world,
@@ -222,6 +223,7 @@ class Trainer:
         """One optimizer step on the parts of one batch, averaged by weight."""
         factor = learning_rate_factor(self.recipe.train, self.plan, self.progress.step)
         self.update.begin(factor)
+        parts = self._augmented(parts)
         shares = self._shares(parts)
         loss: torch.Tensor | None = None
         for place, (part, state) in enumerate(parts):
@@ -241,6 +243,18 @@ class Trainer:
     def _move(self, parts: list[tuple[Part, State]]) -> list[tuple[Part, State]]:
         return [(part, self.execution.move(state)) for part, state in parts]
 
+    def _augmented(
+        self, parts: Sequence[tuple[Part, State]]
+    ) -> Sequence[tuple[Part, State]]:
+        """The parts after random changes, which may change how much they weigh."""
+        if self._train_cache is not None or not self.data.augments:
+            return parts
+        changed = []
+        for part, state in parts:
+            self._generator.manual_seed(self._chance(part.number) + 1)
+            changed.append((part, self.data.augment(state, self._generator)))
+        return changed
+
     def _shares(self, parts: Sequence[tuple[Part, State]]) -> list[torch.Tensor]:
         """Each part's share in the batch by weight; empty when one part is all."""
         if len(parts) == 1 and self.world.size == 1:
@@ -253,27 +267,24 @@ class Trainer:
 
     def _loss(self, state: State, part: Part) -> torch.Tensor:
         """Mean loss of one part of the current step's batch."""
-        self._seed(self.progress.step, part.number)
-        if self._train_cache is None and self.data.augments:
-            state = self.data.augment(state, self._generator)
+        seed = self._chance(part.number)
+        torch.default_generator.manual_seed(seed)
+        if self.execution.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         with self.execution.autocast():
             if self._train_cache is None:
                 state = self.model.prefix(state)
                 self.clock.lap("prefix")
             return self.model.head.loss(self._engine(state))
 
-    def _seed(self, step: int, part: int) -> None:
+    def _chance(self, part: int) -> int:
         """All randomness of a step is a function of (seed, step, part).
 
         So a resumed run needs no stored generator state, and dropout is the same
         whatever ran before.
         """
-        seed = (self.recipe.train.seed * 1_000_003 + step) * 1_024 + part
-        torch.default_generator.manual_seed(seed)
-        if self.execution.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
-        if self.data.augments:
-            self._generator.manual_seed(seed + 1)
+        step = self.progress.step
+        return (self.recipe.train.seed * 1_000_003 + step) * 1_024 + part
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """Ranks exchange gradients once a step, with its last part."""
@@ -363,6 +374,8 @@ class Trainer:
         values = self.validation.measure(self.evaluated, self._validation_cache)
         self.clock.lap("evaluation")
         self._record("validation", values)
+        for fault in self.model.head.diagnose(values):
+            self._tell(f"warning: {fault}")
         progress, stopping = self.progress, self.recipe.early_stopping
         improved = progress.judge(values, self.recipe.best, self.goals, stopping)
         if progress.stops_early(stopping):

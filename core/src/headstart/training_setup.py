@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from headstart.batches import epoch_length
 from headstart.errors import UserError
 from headstart.evaluate import MetricSet
 from headstart.range_test import range_test
@@ -50,7 +51,7 @@ def plan_training(
             fix='set train.ema = 0, or train.parallel = "ddp"',
         )
     samples = len(assembly.data.samples("train"))
-    steps = math.ceil(train.epochs * math.ceil(samples / train.batch_size))
+    steps = math.ceil(train.epochs * epoch_length(assembly.data, train))
     total = min(steps, train.max_steps or steps)
     if recipe.strategy.name == "none":
         total = 0

@@ -59,6 +59,7 @@ class Validation:
                 self.data.samples("validation"),
                 sizes=self.data.sizes("validation"),
                 batch_size=size,
+                batch_total=self.recipe.eval_batch_total,
                 execution=self.execution,
                 metrics=self.metrics,
                 world=self.world,

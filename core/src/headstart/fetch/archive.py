@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import lzma
 import stat
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from functools import partial
@@ -63,11 +65,13 @@ class Archive:
             raise SourceError(f"{label} cannot be read ({error})", whole=True) from None
 
     def open(self, name: str) -> BinaryIO:
-        """A member's bytes, seekable.
+        """A member's bytes, seekable; of a folder (``path/``) a tar file of its files.
 
         Raises:
             SourceError: No such member, or one that is refused.
         """
+        if name.endswith("/"):
+            return self._packed(name)
         if name in self._refused:
             raise SourceError(f"{name!r} in {self._label} is {self._refused[name]}")
         if name not in self._members:
@@ -77,6 +81,25 @@ class Archive:
             return cast("BinaryIO", self._members[name]())
         except DAMAGED as error:
             raise SourceError(f"{name!r} in {self._label}: {error}") from None
+
+    def _packed(self, folder: str) -> BinaryIO:
+        """The same bytes for the same files, whatever archive they are in."""
+        paths = sorted(path for path in self._members if path.startswith(folder))
+        if not paths:
+            folders = {f"{path.rpartition('/')[0]}/" for path in self._members}
+            hint = nearest(folder, folders)
+            raise SourceError(f"no files in {folder!r} of {self._label}; {hint}")
+        packed = cast("BinaryIO", tempfile.TemporaryFile())
+        # Its own format has no limit on names, and no times and users of today.
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for path in paths:
+                with self.open(path) as stream:
+                    info = tarfile.TarInfo(path.removeprefix(folder))
+                    info.size = stream.seek(0, io.SEEK_END)
+                    stream.seek(0)
+                    tar.addfile(info, stream)
+        packed.seek(0)
+        return packed
 
     def _index_zip(self, archive: zipfile.ZipFile) -> None:
         for info in archive.infolist():

@@ -53,7 +53,8 @@ class Source:
         version: Version or revision; may be empty for ``deb``.
         sdist: Whether the source archive of a Python package is meant.
         members: Path inside the package, then inside the archive found there, …;
-            empty when the package itself is the file.
+            empty when the package itself is the file. One that ends in ``/`` is a
+            folder, brought as a tar file.
         span: First byte and the byte after the last, when only a part is the file.
     """
 
@@ -82,7 +83,7 @@ class Source:
         if cut := re.fullmatch(r"(.*)\[(\d+):(\d+)\]", inside):
             inside, span = cut[1], (int(cut[2]), int(cut[3]))
         members = tuple(inside.split("!")) if inside else ()
-        if not all(is_inside(member) for member in members):
+        if not all(is_inside(member.removesuffix("/")) for member in members):
             raise ValueError(f"{text!r}: the member's path leaves the package")
         if scheme == "hf" and len(members) != 1:
             raise ValueError(f"{text!r}: one file of the repository follows the #")

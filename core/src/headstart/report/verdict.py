@@ -350,7 +350,7 @@ def _warnings(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[st
                 f"The recipe expects {name} {number(low)} to {number(high)}; "
                 f"{number(ours[name])} is {side} that."
             )
-    return tuple(found)
+    return (*summary.get("diagnosis", ()), *found)
 
 
 def _defeats(ours: Mapping[str, float], winners: Mapping[str, Comparison]) -> str:
