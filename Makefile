@@ -13,6 +13,7 @@ DEMO_RECIPE_vision := vision/classify
 DEMO_ARGS_vision := report.scratch_control=false
 DEMO_RECIPE_recsys := recsys/warm-start
 DEMO_RECIPE_medical := medical/tumour-segmentation
+DEMO_RECIPE_speech := speech/transcribe
 DEMO_RECIPE ?= $(DEMO_RECIPE_$(DOMAIN))
 DEMO_ARGS ?= $(DEMO_ARGS_$(DOMAIN))
 

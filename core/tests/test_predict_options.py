@@ -35,6 +35,9 @@ class Options(PredictOptions):
     at: tuple[str, ...] = ()
     loud: bool = False
 
+    def bare(self) -> str:
+        return "times" if self.loud else ""
+
     def inputs(self) -> Sequence[Any]:
         return self.at
 
@@ -111,6 +114,13 @@ def test_predict_with_options(with_options: HeadSpec, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("{")]
     assert json.loads(line) == {**second, "times": 4}
+    # One input may be printed by itself; of several nobody could tell them apart.
+    for inputs, lines in ((["0,0"], ["4"]), (["0,0", "1,1"], ["{", "{"])):
+        command = ["predict", str(folder), *inputs, "--times", "4", "--loud"]
+        printed = CliRunner().invoke(commands, command).stdout.splitlines()
+        assert [text[:1] for text in printed] == lines
+    command = ["predict", str(folder), "0,0", "--loud", "--json"]
+    assert json.loads(CliRunner().invoke(commands, command).stdout)["times"] == 1
 
 
 def test_before_and_after_reach_the_report(

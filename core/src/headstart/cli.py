@@ -191,6 +191,9 @@ def predict(
         if output:
             count = _write_lines(output, results)
             click.echo(f"{count} prediction{'s' * (count != 1)} in {output}", err=True)
+        elif checked and checked.bare() and len(items) == 1 and not as_json:
+            for result in results:
+                click.echo(result[checked.bare()])
         elif not shown:
             for result in results:
                 print_json(result, indent=None)

@@ -58,6 +58,11 @@ class PredictOptions(Settings):
         """Inputs that options stand for, beside those that are named as such."""
         return ()
 
+    def bare(self) -> str:
+        """The entry of a prediction that is printed as it is, where there is one input
+        and nobody asked for JSON: subtitles, a transcript; by default rows are."""
+        return ""
+
 
 class DataSettings(Settings):
     """``[data]``: where samples come from and what happens to bad ones."""
