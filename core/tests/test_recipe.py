@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -484,6 +485,16 @@ def test_misfit_says_what_would_fit(
     (fault,) = (fault for fault in error.value.faults if fault.what == what)
     assert (fault.why, fault.fix) == (why, fix)
     assert fault.where.endswith(".name")
+
+
+def test_a_head_may_read_a_feature_by_name(known: Registry) -> None:
+    spec = known.heads["toy/classifier"]
+    (feature,) = known.backbones["toy/network"].features
+    known.heads["toy/classifier"] = replace(spec, needs=(feature.name,))
+    load_recipe("toy/ring", registry=known)
+    known.heads["toy/classifier"] = replace(spec, needs=("another",))
+    with pytest.raises(UserError, match="does not fit the backbone"):
+        load_recipe("toy/ring", registry=known)
 
 
 def test_misfit_without_any_that_fits(known: Registry) -> None:

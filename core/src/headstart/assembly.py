@@ -133,7 +133,7 @@ def assemble(
             weights,
             allow=recipe.backbone.allow,
             head=head,
-            labels=data.task.get("labels", ()),
+            labels=data.task.get("labels") or data.task.get("vocabulary", ()),
         )
     else:
         transfer = TransferReport(weights.reference, resumed=True)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from headstart.plugins import Registry
-    from headstart.specs import BackboneSpec, DataSpec, FeatureKind, HeadSpec
+    from headstart.specs import BackboneSpec, DataSpec, HeadSpec
 
 
 def fit_faults(
@@ -41,10 +41,10 @@ def fit_faults(
 def _features(
     backbone: BackboneSpec, head: HeadSpec, registry: Registry
 ) -> Iterator[Fault]:
-    kinds: set[FeatureKind] = {feature.kind for feature in backbone.features}
-    if kinds & set(head.needs):
+    if reads(head, backbone):
         return
-    fitting = (h.name for h in registry.heads.values() if kinds & set(h.needs))
+    kinds = {feature.kind for feature in backbone.features}
+    fitting = (h.name for h in registry.heads.values() if reads(h, backbone))
     yield Fault(
         f"the head {head.name!r} does not fit the backbone {backbone.name!r}",
         "head.name",
@@ -52,6 +52,12 @@ def _features(
         f"{', '.join(sorted(kinds))}",
         _choose("head", fitting),
     )
+
+
+def reads(head: HeadSpec, backbone: BackboneSpec) -> bool:
+    """Whether a backbone gives a feature that a head reads, by kind or by name."""
+    given = {word for f in backbone.features for word in (f.kind, f.name)}
+    return bool(given & set(head.needs))
 
 
 def _inputs(

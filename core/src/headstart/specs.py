@@ -93,7 +93,8 @@ class HeadSpec:
             ``features`` maps names to :class:`Feature` with known channels, ``task``
             is what the data module found out (labels and the like).
         settings: Code, the pydantic model of ``[head]``.
-        needs: Kinds of feature it can read, best first.
+        needs: Kinds of feature it can read, best first; or names of features, where a
+            kind says too little.
         targets: State keys that it reads from the data for its loss.
         kinds: Kinds of task it serves, as ``data.kind`` names them.
         metrics: Short names of the metrics used when the recipe names none.
@@ -108,7 +109,7 @@ class HeadSpec:
     summary: str
     factory: str
     settings: str
-    needs: tuple[FeatureKind, ...]
+    needs: tuple[str, ...]
     targets: tuple[str, ...]
     kinds: tuple[str, ...]
     metrics: tuple[str, ...]

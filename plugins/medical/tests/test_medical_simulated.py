@@ -128,6 +128,26 @@ def test_train_is_simulated_and_test_is_real(tmp_path: Path) -> None:
     assert {"truth", "mask", "extent"} <= set(batch)
 
 
+def test_a_share_of_the_training_volumes_is_stripped(tmp_path: Path) -> None:
+    plain = lesions(tmp_path / "plain", variants=4)
+    data = lesions(tmp_path / "half", variants=4, stripped=0.5)
+    dark = []
+    for entry, before in zip(data.entries["train"], plain.entries["train"], strict=True):
+        image, mask = data.raw(entry)
+        inside = nib.load(data.label_files(entry.case)[0]).get_fdata() > 0
+        original, same = plain.raw(before)
+        assert np.array_equal(mask, same)
+        assert np.array_equal(image[0][inside], original[0][inside])
+        assert original[0][~inside].any()
+        dark.append(not image[0][~inside].any())
+    assert dark == [False, True] * (len(dark) // 2)
+    # What is measured keeps its skull, and other training data is other data.
+    (entry,) = data.entries["validation"]
+    (before,) = plain.entries["validation"]
+    assert np.array_equal(data.raw(entry)[0], plain.raw(before)[0])
+    assert data.fingerprint() != plain.fingerprint()
+
+
 def test_the_seed_decides(tmp_path: Path) -> None:
     made = [lesions(tmp_path / str(i), seed) for i, seed in enumerate((0, 0, 1))]
     images = [data.prepared(data.entries["train"][0])["image"] for data in made]

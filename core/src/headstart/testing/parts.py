@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 import torch
 
+from headstart.fit import reads
 from headstart.model import Model
 from headstart.optim import build_optimizer
 from headstart.plugins import Registry, load_plugins
@@ -147,5 +148,5 @@ class OwnParts:
             (backbone, head)
             for head in cls._own("heads")
             for backbone in cls._own("backbones")
-            if {f.kind for f in backbone.features} & set(head.needs)
+            if reads(head, backbone)
         ]

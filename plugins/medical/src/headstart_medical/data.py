@@ -178,7 +178,10 @@ class CaseModule(DataModule):
         for split in SPLITS:
             entries = self.entries[split]
             patients = {entry.case.patient for entry in entries}
-            described[split] = f"{len(entries)} volumes of {len(patients)} patients"
+            described[split] = (
+                f"{len(entries)} volume{'s' * (len(entries) != 1)} of "
+                f"{len(patients)} patient{'s' * (len(patients) != 1)}"
+            )
         described["spacing"] = by(self.task["spacing"], "mm")
         sizes = [entry.grid.shape for entry in self._all()]
         described["largest volume"] = by(max(sizes, key=math.prod))

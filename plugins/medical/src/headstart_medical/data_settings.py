@@ -170,6 +170,9 @@ class LesionSimulation(CaseSettings):
     """Smallest and largest mean radius of a lesion, in mm."""
     most: Positive = 3
     """Most lesions in one volume; the least is one."""
+    stripped: Share = 0.0
+    """Share of the simulated training volumes in which all outside of the healthy
+    volume's label (skull, scalp, neck) is blacked out, as in many templates."""
     slice_thickness: tuple[Millimetres, Millimetres] = (1.0, 7.0)
     """Range of slice thicknesses, in mm, that simulated volumes are blurred to along
     their last axis, as real scans are thick."""

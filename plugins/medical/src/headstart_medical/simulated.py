@@ -105,13 +105,23 @@ class Simulated(CaseModule):
     def simulated(self, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
         """A volume (x, y, z) with lesions, and where they are; see ``lesions.py``."""
         volume, inside = self._healthy(entry.case)
-        return simulate(
+        painted, mask = simulate(
             volume,
             inside,
             entry.original.spacing,
             self.settings,
             np.random.default_rng(seed_of(self.seed, entry.id, "lesions")),
         )
+        if self._stripped(entry):
+            painted[~inside] = 0
+        return painted, mask
+
+    def _stripped(self, entry: Entry) -> bool:
+        """Whether only what is inside the label is left, evenly among the variants."""
+        share, variant = self.settings.stripped, entry.variant
+        if variant is None or entry.measured:
+            return False
+        return int((variant + 1) * share) > int(variant * share)
 
     def describe(self) -> dict[str, Any]:
         """As every module's; says what is simulated."""

@@ -1,0 +1,272 @@
+"""Folders of audio: LibriSpeech, Common Voice, plain files, and Asterisk's prompts."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headstart.errors import Fault
+from headstart_speech.audio import ENDINGS, shown
+from headstart_speech.clips import Clip
+from headstart_speech.manifests import read_manifest, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from headstart.data import Findings, Split
+    from headstart_speech.settings import AudioSettings
+
+TRANSCRIPTS = ".trans.txt"
+COMMON_VOICE_FILES: dict[Split, str] = {
+    "train": "train.tsv",
+    "validation": "dev.tsv",
+    "test": "test.tsv",
+}
+_LIBRISPEECH_SPLITS: tuple[tuple[str, Split], ...] = (
+    ("train", "train"),
+    ("dev", "validation"),
+    ("test", "test"),
+)
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """The files below a folder in order, without the system's own."""
+    for place, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(n for n in folders if n[0] != "." and n != "__MACOSX")
+        yield from (Path(place, name) for name in sorted(names) if name[0] != ".")
+
+
+def audio_files(root: Path) -> list[Path]:
+    """The files of a folder that have the ending of audio, sorted."""
+    return [path for path in walk(root) if path.suffix.lower() in ENDINGS]
+
+
+def is_librispeech(root: Path) -> bool:
+    """Whether one of the files is a LibriSpeech chapter's transcripts."""
+    return any(path.name.endswith(TRANSCRIPTS) for path in walk(root))
+
+
+def is_common_voice_folder(root: Path) -> bool:
+    """Whether it is the folder of a language of Common Voice."""
+    return (root / "clips").is_dir() and any(root.glob("*.tsv"))
+
+
+def read_librispeech(
+    root: Path, settings: AudioSettings, findings: Findings
+) -> list[Clip]:
+    """LibriSpeech: ``SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt`` beside FLAC files.
+
+    Folders ``train-…``, ``dev-…`` and ``test-…`` between are splits.
+    """
+    clips = []
+    for file in walk(root):
+        if not file.name.endswith(TRANSCRIPTS):
+            continue
+        text = read_text(file, settings.encoding, findings)
+        for line, content in enumerate((text or "").split("\n"), start=1):
+            if not content.strip():
+                continue
+            name, _, said = content.strip().partition(" ")
+            clips.append(
+                Clip(
+                    id=name,
+                    path=_beside(file.parent, name),
+                    text=said.strip(),
+                    speaker=name.split("-")[0],
+                    where=(shown(file), line),
+                    split=_librispeech_split(file.relative_to(root)),
+                )
+            )
+    return clips
+
+
+def _beside(folder: Path, name: str) -> Path:
+    for ending in (".flac", ".wav", ".mp3", ".ogg", ".opus"):
+        if (path := folder / f"{name}{ending}").exists():
+            return path
+    return folder / f"{name}.flac"
+
+
+def _librispeech_split(path: Path) -> Split | None:
+    for folder in path.parts[:-1]:
+        for start, split in _LIBRISPEECH_SPLITS:
+            if folder == start or folder.startswith(f"{start}-"):
+                return split
+    return None
+
+
+def read_common_voice(
+    root: Path, settings: AudioSettings, findings: Findings
+) -> list[Clip]:
+    """The files ``train.tsv``, ``dev.tsv`` and ``test.tsv``, else ``validated.tsv``."""
+    clips = []
+    for split, name in COMMON_VOICE_FILES.items():
+        if not (root / name).is_file():
+            continue
+        found = read_manifest(root / name, settings, findings, common_voice=True)
+        for clip in found:
+            clip.split = split
+        clips += found
+    if any(clip.split == "train" for clip in clips) or findings.fatal:
+        return clips
+    if (root / "validated.tsv").is_file():
+        # What is tested on stays so; the rest of the validated clips are to train on.
+        kept = {clip.path for clip in clips}
+        path = root / "validated.tsv"
+        found = read_manifest(path, settings, findings, common_voice=True)
+        return clips + [clip for clip in found if clip.path not in kept]
+    if not clips:
+        why = f"it has {', '.join(sorted(p.name for p in root.glob('*.tsv')))}"
+        fix = "name one of its TSV files"
+        what = "no train.tsv and no validated.tsv of Common Voice"
+        findings.fatal.append(Fault(what, shown(root), why, fix))
+    return clips
+
+
+def read_audio_folder(
+    root: Path, settings: AudioSettings, findings: Findings
+) -> list[Clip]:
+    """Audio files, each with its transcript in a ``.txt`` file beside it."""
+    labelled = settings.kind == "transcription"
+    files = audio_files(root)
+    if not files:
+        names = sorted(path.name for path in root.iterdir())[:8]
+        why = f"it has {', '.join(names)}" if names else "it is empty"
+        fix = "name a folder with WAV, FLAC, OGG or MP3 files"
+        findings.fatal.append(Fault("no audio files", shown(root), why, fix))
+    clips = []
+    for path in files:
+        clip = Clip(id="", path=path, where=(shown(path), 0))
+        clips.append(clip)
+        if not labelled:
+            continue
+        transcript = path.with_suffix(".txt")
+        if transcript.is_file():
+            clip.text = _transcript(transcript, settings, findings, clip)
+    if labelled and clips and all(clip.text is None for clip in clips):
+        why = f"{len(clips)} audio files, and no .txt file beside any"
+        fix = "put NAME.txt beside NAME.wav, or give a manifest with a column of texts"
+        findings.fatal.append(Fault("no transcripts", shown(root), why, fix))
+        return []
+    return clips
+
+
+def _transcript(
+    path: Path, settings: AudioSettings, findings: Findings, clip: Clip
+) -> str | None:
+    try:
+        return path.read_bytes().decode(settings.encoding).removeprefix("\ufeff")
+    except (OSError, UnicodeError, LookupError) as error:
+        fix = "save it as UTF-8, or name its encoding: data.encoding"
+        fault = Fault("the transcript cannot be read", shown(path), str(error), fix)
+        findings.sample(*clip.where, fault)
+        return None
+
+
+_PROMPT = re.compile(r"([^\s:]+)\s*:\s*(.*)")
+_TONES = frozenset(
+    "ascending-2tone descending-2tone beep beeperr confbridge-join confbridge-leave "
+    "tt-monkeys".split()
+)
+"""What is heard there is no speech, whatever some translators wrote down for it."""
+_SIGN = re.compile(r"\[.?\]")
+"""``at [@]``: the sign that the prompt names."""
+_DIRECTION = re.compile(r"[][<>(){}]")
+
+
+def read_asterisk(
+    sounds: Path,
+    transcripts: Path,
+    read: Mapping[str, object],
+    settings: AudioSettings,
+    findings: Findings,
+) -> list[Clip]:
+    """Asterisk's prompts: a folder of sounds, and lines ``name: text`` in one file.
+
+    Silence, tones and sounds whose line is empty are left out and counted; where
+    transcripts are needed, also those without a line, and lines with a stage direction
+    in them (``Press 2 (emphatic)``).
+
+    Args:
+        sounds: The folder.
+        transcripts: The text file, also as ``.gz``.
+        read: ``name``, which begins every id, and ``speaker``; ``one`` says that all
+            are by the same person, who is called after the data set.
+        settings: Whether a transcript is needed.
+        findings: Takes the faults, and a warning about what was left out.
+    """
+    name = str(read["name"])
+    speaker = str(read.get("speaker", "")) or None
+    if speaker == "one":
+        speaker = name
+    labelled = settings.kind == "transcription"
+    files = {
+        path.relative_to(sounds).with_suffix("").as_posix(): path
+        for path in audio_files(sounds)
+    }
+    lines = _prompts(transcripts, findings)
+    # The folder of the voice may be inside the one that was unpacked.
+    if not any(key in lines for key in files):
+        files = {key.partition("/")[2] or key: path for key, path in files.items()}
+    left: dict[str, list[str]] = defaultdict(list)
+    clips = []
+    for key, path in files.items():
+        line, text = lines.get(key, (0, None))
+        said = None if text is None else _SIGN.sub(" ", text)
+        if key in _TONES or key.startswith("silence/") or (said and _noise(said)):
+            left["no speech"].append(key)
+        elif labelled and text is None:
+            left["no line"].append(key)
+        elif text is not None and not said:
+            left["an empty line"].append(key)
+        elif labelled and _DIRECTION.search(said or ""):
+            left["a stage direction in it"].append(key)
+        else:
+            clips.append(
+                Clip(
+                    id=f"{name}/{key}",
+                    path=path,
+                    text=" ".join((said or "").split()) if labelled else None,
+                    speaker=speaker,
+                    where=(shown(transcripts), line) if line else (shown(path), 0),
+                )
+            )
+    if left:
+        total = sum(map(len, left.values()))
+        why = "; ".join(
+            f"{kind}: {len(keys)} ({', '.join(keys[:3])}{' …' * (len(keys) > 3)})"
+            for kind, keys in left.items()
+        )
+        what = f"{total} of {len(files)} prompts are left out"
+        findings.warnings.append(Fault(what, shown(transcripts), why))
+    if not clips:
+        why = f"{len(files)} sounds, and {len(lines)} lines in {shown(transcripts)}"
+        findings.fatal.append(Fault("no prompts", shown(sounds), why))
+    return clips
+
+
+def _noise(said: str) -> bool:
+    """Whether nothing but a stage direction is there: ``(ahooga)``."""
+    return said[0] in "[(<" and said[-1] in "])>"
+
+
+def _prompts(path: Path, findings: Findings) -> dict[str, tuple[int, str]]:
+    """Line and text by prompt; of two lines for one, the first counts."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rb") as file:
+            text = file.read().decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeError) as error:
+        what = "the transcripts cannot be read"
+        findings.fatal.append(Fault(what, shown(path), str(error)))
+        return {}
+    lines: dict[str, tuple[int, str]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        found = _PROMPT.fullmatch(line.strip())
+        if found and not line.lstrip().startswith(";"):
+            lines.setdefault(found[1], (number, found[2].strip()))
+    return lines

@@ -1,0 +1,37 @@
+"""What ``headstart predict`` takes beside the recordings; torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from headstart.settings import PredictOptions
+
+
+class TranscribeOptions(PredictOptions):
+    """How recordings become text, and how it is written."""
+
+    format: Literal["text", "json", "srt"] = "text"
+    """Plain text, JSON with segments and words, or subtitles; of one recording they
+    are printed as they are."""
+    timestamps: bool = True
+    """Give each word's start and end in JSON; subtitles always have their times."""
+    decoder: Literal["greedy", "beam"] = "greedy"
+    """The likeliest character of every frame, or a beam search over whole texts."""
+    beam_size: Annotated[int, Field(ge=1)] = 50
+    """``beam``: texts that are followed at a time."""
+    lm: str = ""
+    """``beam``: a language model, an ARPA file or KenLM's binary file. One of words
+    lets only its words be said."""
+    words: str = ""
+    """``beam``: a text file (a list of words, or transcripts); nothing but its words is
+    said. A binary language model of words needs it."""
+    lm_weight: float = 1.0
+    """``beam``: what the language model counts against the sound."""
+    word_score: float = 0.0
+    """``beam``: added for each word; above 0 makes more and shorter words. Without a
+    list of words it does nothing."""
+
+    def bare(self) -> str:
+        return "" if self.format == "json" else self.format

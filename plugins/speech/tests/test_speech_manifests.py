@@ -1,0 +1,250 @@
+"""Clips from manifests, LibriSpeech, Common Voice, folders and Asterisk's prompts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from headstart.data import Findings
+from headstart_speech import folders, sources
+from headstart_speech.settings import UnlabelledSettings, UtteranceSettings
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def read(path=".", kind=UtteranceSettings, **given):
+    settings = kind(name="x", path=str(path), **given)
+    findings = Findings()
+    return sources.read_all(settings, findings), findings
+
+
+def good(*args, **given):
+    clips, findings = read(*args, **given)
+    assert not findings.fatal
+    assert not findings.samples
+    return clips
+
+
+def fatal(*args, **given):
+    clips, findings = read(*args, **given)
+    assert clips == []
+    (fault,) = findings.fatal
+    return fault
+
+
+def put(tmp_path, name, content=""):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+CSV = """path,text,speaker,start,end,rate
+a.wav,"Yes, sir",ann,0.5,1.25,8000
+b.wav,No,,,,
+"""
+
+
+def test_csv(tmp_path):
+    put(tmp_path, "data/clips.csv", CSV)
+    one, two = good("data/clips.csv")
+    assert (one.id, one.text, one.speaker) == ("a", "Yes, sir", "ann")
+    assert (one.start, one.stop, one.rate) == (0.5, 1.25, 8000)
+    assert one.path == sources.Path("data/a.wav")
+    assert one.where == ("data/clips.csv", 2)
+    assert (two.speaker, two.start, two.stop, two.rate) == (None, None, None, None)
+
+
+def test_tsv_has_no_quotes(tmp_path):
+    put(tmp_path, "clips.tsv", 'path\ttext\na.wav\t"Who" is it\n')
+    assert good("clips.tsv")[0].text == '"Who" is it'
+
+
+def test_json_lines_and_columns_of_other_names(tmp_path):
+    rows = [{"file": "a.wav", "said": "one", "key": 7}, {"file": "b.wav", "key": 8}]
+    put(tmp_path, "clips.jsonl", "\n".join(map(json.dumps, rows)))
+    one, two = good("clips.jsonl", audio="file", text="said", id="key")
+    assert (one.id, one.text, one.where) == ("7", "one", ("clips.jsonl", 1))
+    assert two.text == ""
+
+
+def test_a_byte_order_mark_and_blank_lines_do_no_harm(tmp_path):
+    put(tmp_path, "clips.csv", "\ufeffpath,text\n\na.wav,yes\n")
+    assert good("clips.csv")[0].where == ("clips.csv", 3)
+
+
+def test_pieces_of_one_file_are_called_after_their_line(tmp_path):
+    put(tmp_path, "c.csv", "path,text,start,end\na.wav,x,0,1\na.wav,y,1,2\nb.wav,z,,\n")
+    assert [clip.id for clip in good("c.csv")] == ["c.csv:2", "c.csv:3", "b"]
+
+
+def test_a_wrong_column_names_the_nearest(tmp_path):
+    put(tmp_path, "clips.csv", "path,transcript,speaker\na.wav,x,y\n")
+    fault = fatal("clips.csv", text="transcripts")
+    assert fault.what == "there is no column 'transcripts' (data.text)"
+    assert "'transcript'" in fault.fix
+    # A column that is not named is used where it is there; a named one must be.
+    fault = fatal("clips.csv", text="transcript", rate="hertz")
+    assert "data.rate" in fault.what
+
+
+def test_unlabelled_clips_need_no_text(tmp_path):
+    put(tmp_path, "clips.csv", "path\na.wav\n")
+    (clip,) = good("clips.csv", kind=UnlabelledSettings)
+    assert clip.text is None
+
+
+def test_wrong_separator_encoding_and_ending(tmp_path):
+    put(tmp_path, "semi.csv", "path;text\na.wav;x\n")
+    _, findings = read("semi.csv")
+    assert any("data.delimiter" in fault.fix for fault in findings.fatal)
+    assert good("semi.csv", delimiter=";")[0].text == "x"
+    (tmp_path / "latin.csv").write_bytes("path,text\na.wav,été\n".encode("latin-1"))
+    fault = fatal("latin.csv")
+    assert "line 2 has the byte 0xe9" in fault.why
+    assert good("latin.csv", encoding="latin-1")[0].text == "été"
+    put(tmp_path, "a.wav", "x")
+    assert fatal("a.wav").what == "this is one audio file"
+    put(tmp_path, "empty.csv", "\n")
+    assert fatal("empty.csv").what == "the file is empty"
+    put(tmp_path, "none.csv", "path,text\n")
+    assert fatal("none.csv").what == "no clips"
+    assert "clipz.csv" in fatal("clipz.csv").where
+
+
+def test_bad_rows_are_told_together(tmp_path):
+    rows = (
+        "a.wav,x,1,0,1\na.wav,x,1,1,2\n,x,2,0,1\nb.wav,x,3,2,1\nc.wav,x,4,no,1\nd.wav"
+    )
+    put(tmp_path, "c.csv", f"path,text,id,start,end\n{rows}\n")
+    clips, findings = read("c.csv")
+    assert [clip.id for clip in clips] == ["1"]
+    told = {row: faults[0].what for (_, row), faults in findings.samples.items()}
+    assert told == {
+        7: "too few fields: 1 of 5",
+        3: "duplicate id: '1'",
+        4: "no audio file: 'path' is empty",
+        5: "it ends before it begins: from 2 s to 1 s",
+        6: "'start' is no number from 0 on: 'no'",
+    }
+
+
+def test_common_voice(tmp_path):
+    head = "client_id\tpath\tsentence\tup_votes\n"
+    for name, row in {"train": "a", "dev": "b", "test": "c"}.items():
+        put(tmp_path, f"cv/{name}.tsv", f"{head}me\t{row}.mp3\tHello {row}.\t2\n")
+    put(tmp_path, "cv/clips/a.mp3")
+    one, two, three = good("cv")
+    assert one.path == sources.Path("cv/clips/a.mp3")
+    assert (one.id, one.text, one.speaker) == ("clips/a", "Hello a.", "me")
+    assert [c.split for c in (one, two, three)] == ["train", "validation", "test"]
+    # One of its files, given as such.
+    (alone,) = good("cv/dev.tsv")
+    assert (alone.path.name, alone.split, alone.text) == ("b.mp3", None, "Hello b.")
+
+
+def test_librispeech(tmp_path):
+    for part in ("train-clean-100", "dev-clean", "test-clean"):
+        put(
+            tmp_path,
+            f"ls/{part}/19/198/19-198.trans.txt",
+            f"19-198-{part[:2]}0 NORTHANGER ABBEY\n19-198-{part[:2]}1 THIS\n",
+        )
+        put(tmp_path, f"ls/{part}/19/198/19-198-{part[:2]}0.flac")
+    clips = good("ls")
+    assert len(clips) == 6
+    first = next(clip for clip in clips if clip.id == "19-198-tr0")
+    assert first.text == "NORTHANGER ABBEY"
+    assert first.speaker == "19"
+    assert first.path.name == "19-198-tr0.flac"
+    assert {clip.split for clip in clips} == {"train", "validation", "test"}
+
+
+def test_a_folder_with_a_text_beside_each_file(tmp_path):
+    put(tmp_path, "d/x/a.wav")
+    put(tmp_path, "d/x/a.txt", "\ufeffHello\n")
+    put(tmp_path, "d/b.flac")
+    one, two = sorted(good("d"), key=lambda clip: clip.id, reverse=True)
+    assert (one.id, one.text) == ("x/a", "Hello\n")
+    assert (two.id, two.text) == ("b", None)
+    assert [c.text for c in good("d", kind=UnlabelledSettings)] == [None, None]
+    (tmp_path / "d/x/a.txt").unlink()
+    assert fatal("d").what == "no transcripts"
+    (tmp_path / "e").mkdir()
+    assert fatal("e").what == "no audio files"
+
+
+def test_several_paths_and_given_splits(tmp_path):
+    for folder in ("one", "two", "held"):
+        put(tmp_path, f"{folder}/a.wav")
+    settings = UnlabelledSettings(
+        name="x", path=("one", "two"), test_path="held", validation_path=""
+    )
+    findings = Findings()
+    clips = sources.read_all(settings, findings)
+    assert [(c.id, c.split) for c in clips] == [
+        ("one/a", None),
+        ("two/a", None),
+        ("held/a", "test"),
+    ]
+    assert sources.completed(settings).path == (
+        str(tmp_path / "one"),
+        str(tmp_path / "two"),
+    )
+
+
+def test_the_same_data_read_twice_has_duplicate_ids(tmp_path):
+    put(tmp_path, "c.csv", "path,text,id\na.wav,x,1\n")
+    _, findings = read("c.csv", test_path="c.csv")
+    ((fault,),) = findings.samples.values()
+    assert fault.what == "duplicate id: '1'"
+
+
+PROMPTS = """; Core sounds
+
+activated: Activated.
+beep: a beep
+digits/2:  two
+dir-welcome:
+letters/at: at [@]
+silence/1: (1 second of silence)
+vm-intro: Leave your message. (tone)
+nobody: has no sound
+"""
+
+
+@pytest.mark.parametrize("inner", ["", "en_US/"])
+def test_asterisk(tmp_path, inner):
+    for name in (
+        "activated beep digits/2 dir-welcome letters/at silence/1 vm-intro new".split()
+    ):
+        put(tmp_path, f"s/{inner}{name}.wav")
+    path = tmp_path / "t.txt.gz"
+    path.write_bytes(gzip.compress(PROMPTS.encode("utf-8-sig")))
+    read = {"name": "prompts-en", "speaker": "Ann"}
+    settings, findings = UtteranceSettings(name="x"), Findings()
+    given = (tmp_path / "s", path, read)
+    clips = folders.read_asterisk(*given, settings, findings)
+    assert {clip.id: clip.text for clip in clips} == {
+        "prompts-en/activated": "Activated.",
+        "prompts-en/digits/2": "two",
+        "prompts-en/letters/at": "at",
+    }
+    assert {clip.speaker for clip in clips} == {"Ann"}
+    assert clips[0].where == ("t.txt.gz", 3)
+    (warning,) = findings.warnings
+    assert warning.what == "5 of 8 prompts are left out"
+    read["speaker"] = "one"
+    (speaker,) = {c.speaker for c in folders.read_asterisk(*given, settings, findings)}
+    assert speaker == "prompts-en"
+    unlabelled = UnlabelledSettings(name="x")
+    found = folders.read_asterisk(*given, unlabelled, Findings())
+    assert {clip.id.rsplit("/")[-1] for clip in found} == {
+        *("activated", "2", "at", "vm-intro", "new"),
+    }
+    assert all(clip.text is None for clip in found)
