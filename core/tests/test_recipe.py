@@ -512,6 +512,22 @@ def test_misfit_without_any_that_fits(known: Registry) -> None:
 # Metrics
 
 
+def test_a_metric_that_is_only_watched_cannot_decide(known: Registry) -> None:
+    spec = MetricSpec("toy/silence", "", "", (), "none", "", {})
+    known.metrics[spec.name] = spec
+    names = {"metrics.names": ["accuracy", "silence"]}
+    assert load_recipe("toy/ring", names, registry=known).best == "accuracy"
+    for changes in (
+        {"metrics.names": ["silence", "accuracy"]},
+        {**names, "metrics.best": "silence"},
+        {**names, "early_stopping.metric": "silence"},
+    ):
+        with pytest.raises(UserError, match="cannot decide") as error:
+            load_recipe("toy/ring", changes, registry=known)
+        (fault,) = error.value.faults
+        assert fault.fix == "choose one of accuracy, loss"
+
+
 def test_metric_that_exists_and_is_not_measured(known: Registry) -> None:
     spec = MetricSpec("toy/mcc", "", "", (), "max", "", {})
     known.metrics[spec.name] = spec

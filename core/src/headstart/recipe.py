@@ -436,7 +436,14 @@ def _metrics(
         "metrics.best": wanted.best,
         "early_stopping.metric": stopping.metric if stopping else "",
     }
+    watched = {short_name(spec.name) for spec in found if spec.goal == "none"}
+    if not wanted.best and asked and short_name(asked[0]) in watched:
+        deciding["metrics.best"] = short_name(asked[0])
     for key, name in deciding.items():
+        if name in watched:
+            fix = f"choose one of {', '.join(n for n in measured if n not in watched)}"
+            why = "neither more nor less of it is better"
+            faults.add(key, f"{name!r} cannot decide", why, fix)
         if name and name not in measured:
             fix = f"add it to metrics.names: {list(asked)}" if name in known else ""
             faults.add(

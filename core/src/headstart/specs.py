@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FeatureKind = Literal["tokens", "logits", "map", "volume", "vector", "table"]
-Goal = Literal["max", "min"]
+Goal = Literal["max", "min", "none"]
 Link = Literal["identity", "exp"]
 
 
@@ -152,7 +152,7 @@ class MetricSpec:
         summary: One line for lists.
         factory: Code, called as ``factory(task) -> metric``.
         inputs: Keys of the head's outputs, passed to ``update`` in this order.
-        goal: Whether more or less is better.
+        goal: Whether more or less is better; ``none`` of what is only watched.
         sample: Code, ``sample(task, batch_size) -> dict``: outputs to try it on.
         sample_task: A task for tests.
         scores: Code, called as ``scores(task, outputs) -> np.ndarray``: of a metric

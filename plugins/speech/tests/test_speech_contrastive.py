@@ -19,7 +19,8 @@ from headstart.specs import Feature
 from headstart.stages import Backbone
 from headstart.weights.sources import Weights
 from headstart.weights.transfer import load_weights
-from headstart_speech.backbones import TINY, build_wav2vec2
+from headstart_speech.backbones import build_wav2vec2
+from headstart_speech.catalogue import TINY
 from headstart_speech.contrastive import (
     ContrastiveHead,
     build_contrastive,

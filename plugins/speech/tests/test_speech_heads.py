@@ -289,14 +289,19 @@ def test_a_head_that_speaks_is_not_diagnosed() -> None:
 
 
 def test_collapse_names_the_learning_rate() -> None:
-    (fault,) = make_head().diagnose(COLLAPSED)
+    head = make_head()
+    assert head.diagnose(COLLAPSED) == [], "all do so at first"
+    (fault,) = head.diagnose(COLLAPSED)
     assert "99.9%" in fault.what and "learning_rate" in fault.fix
+    assert head.diagnose({**COLLAPSED, "cer": 0.5}) == []
+    assert head.diagnose(COLLAPSED) == [], "it spoke in between"
     (fault,) = make_head().diagnose({**COLLAPSED, "loss": float("nan")})
     assert "too high" in fault.why and "lower train.learning_rate" in fault.fix
 
 
 def test_collapse_names_short_clips() -> None:
     head, state = make_head(), make_state()
+    head.diagnose(COLLAPSED)
     state["frames"] = torch.tensor([6, 1, 2])
     head.loss(head.train()(head.reduce(state)))
     # Nine frames for five characters.
@@ -307,6 +312,7 @@ def test_collapse_names_short_clips() -> None:
 def test_collapse_names_the_vocabulary() -> None:
     many = [chr(0x4E00 + i) for i in range(300)]
     head = make_head({**TASK, "vocabulary": ["<blank>", " ", *many]})
+    head.diagnose(COLLAPSED)
     (fault,) = head.diagnose(COLLAPSED)
     assert "302 characters" in fault.why
 

@@ -15,7 +15,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from headstart.errors import UserError
 from headstart.weights.sources import Weights
 from headstart.weights.transfer import load_weights
-from headstart_speech.backbones import TINY, sample_audio
+from headstart_speech.backbones import sample_audio
+from headstart_speech.catalogue import TINY
 from headstart_speech.log_mel import LogMel
 from headstart_speech.settings import WhisperSettings
 from headstart_speech.whisper import build_whisper

@@ -223,7 +223,7 @@ def _results(run: RunFiles, metric: str, goal: str) -> dict[str, Any]:
     for name in columns:
         values = [row["metrics"].get(name) for row in rows]
         known = [v for v in values if v is not None and math.isfinite(v)]
-        if len(known) > 1:
+        if len(known) > 1 and goals.get(name) != "none":
             best[name] = (max if goals.get(name) == "max" else min)(known)
     return {
         "columns": columns,

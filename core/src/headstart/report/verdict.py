@@ -335,6 +335,8 @@ def _warnings(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[st
     ours: Mapping[str, float] = summary.get("metrics") or {}
     winners = {}
     for name, goal in summary.get("goals", {}).items():
+        if goal == "none":
+            continue
         others = [*summary.get("baselines", ()), summary.get("scratch") or {}]
         pairs = [
             one for other in others if (one := compare(summary, other, name, goal))

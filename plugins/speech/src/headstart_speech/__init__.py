@@ -131,7 +131,12 @@ def register_metrics() -> Sequence[MetricSpec]:
     return [
         _metric("wer", "word errors per word of the references", said),
         _metric("cer", "character errors per character of the references", said),
-        _metric("blank-ratio", "share of frames that say nothing", ("blank", "frames")),
+        _metric(
+            "blank-ratio",
+            "share of frames that say nothing",
+            ("blank", "frames"),
+            goal="none",
+        ),
         _metric(
             "contrastive-accuracy",
             "share of hidden frames told from distractors",

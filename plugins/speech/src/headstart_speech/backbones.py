@@ -68,37 +68,6 @@ WEIGHT_NORM = (
 
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout")
 
-_TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
-
-TINY: dict[str, dict[str, Any]] = {
-    "speech/wav2vec2": {"weights": "none", "config": _TINY},
-    "speech/hubert": {"weights": "none", "config": _TINY},
-    "speech/wavlm": {
-        "weights": "none",
-        "config": {**_TINY, "num_buckets": 16, "max_bucket_distance": 12},
-    },
-    "speech/whisper": {
-        "weights": "none",
-        "config": {
-            "d_model": 32,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 4,
-            "encoder_ffn_dim": 48,
-            "max_source_positions": 200,
-        },
-    },
-}
-TINY["speech/whisper-tiny-en"] = TINY["speech/whisper"]
-"""Settings of variants with the published geometry that build in milliseconds."""
-
 
 @dataclass(frozen=True)
 class Family:
@@ -108,16 +77,18 @@ class Family:
         wrapper: Prefix of the encoder inside models with a head.
         attention: Which of transformers' attentions its modules are built with.
         layer: The stage around a transformer layer.
+        quantizable: Whether it tells what convolutions hear, for pretraining.
     """
 
     wrapper: str
     attention: str = "sdpa"
     layer: type[nn.Module] = Layer
+    quantizable: bool = True
 
 
 FAMILIES = {
     "wav2vec2": Family("wav2vec2."),
-    "hubert": Family("hubert."),
+    "hubert": Family("hubert.", quantizable=False),
     "wavlm": Family("wavlm.", attention="eager", layer=RelativeLayer),
 }
 
@@ -172,18 +143,21 @@ def _build(
     geometry = zip(config.conv_kernel, config.conv_stride, strict=True)
     layers = [[int(kernel), int(stride), 0] for kernel, stride in geometry]
     stages, upstream = _cut(_upstream(config), family, settings, layers, normalize)
+    stride = total_stride(layers)
+    features = [Feature("hidden", "tokens", config.hidden_size, stride)]
+    if family.quantizable:
+        width = config.conv_dim[-1]
+        features.append(Feature("quantizable", "tokens", width, stride, "projection"))
     return Backbone(
         stages,
-        features=(
-            Feature("hidden", "tokens", config.hidden_size, total_stride(layers)),
-        ),
+        features=features,
         upstream=upstream,
         ignored=HEAD_TENSORS,
         preprocessing={
             "rate": extractor.get("sampling_rate", RATE),
             "layers": layers,
             "shortest": shortest_clip(layers),
-            "stride": total_stride(layers),
+            "stride": stride,
             "longest": None,
         },
         files=(file,) if file else (),
@@ -288,13 +262,20 @@ def reference_wav2vec2(backbone: Backbone, state: State) -> dict[str, Tensor]:
         sampling_rate=backbone.preprocessing["rate"], do_normalize=config.do_normalize
     )
     with torch.no_grad():
-        hidden = backbone.run(state)["hidden"].clone()
+        ours = backbone.run(state)
+        found = {f.name: ours[f.name].clone() for f in backbone.features.values()}
         for row, length in enumerate(state["lengths"].tolist()):
             inputs = extractor(
                 state["waveform"][row, :length].cpu().numpy(),
                 sampling_rate=extractor.sampling_rate,
                 return_tensors="pt",
             ).input_values.to(example)
-            alone = model(inputs).last_hidden_state[0]
-            hidden[row, : len(alone)] = alone
-    return {"hidden": hidden}
+            alone = model(inputs)
+            for name, values in found.items():
+                whole = (
+                    alone.last_hidden_state
+                    if name == "hidden"
+                    else (alone.extract_features)
+                )
+                values[row, : whole.shape[1]] = whole[0]
+    return found

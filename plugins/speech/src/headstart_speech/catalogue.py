@@ -37,7 +37,10 @@ TINY: dict[str, dict[str, Any]] = {
         "config": {**_TINY, "num_buckets": 16, "max_bucket_distance": 12},
     },
     "speech/whisper": {"weights": "none", "config": _TINY_WHISPER},
-    "speech/whisper-tiny-en": {"weights": "none", "config": _TINY_WHISPER},
+    "speech/whisper-tiny-en": {
+        "weights": "none",
+        "config": {**_TINY_WHISPER, "encoder_layers": 4},
+    },
 }
 """Settings of variants with the published geometry that build in milliseconds."""
 
@@ -94,17 +97,15 @@ def _whisper(
     )
 
 
-def _waveform(
-    name: str, summary: str, weights: str, licence: str = ""
-) -> BackboneSpec:
+def _waveform(name: str, summary: str, weights: str, licence: str = "") -> BackboneSpec:
+    # HuBERT does not tell what its convolutions hear.
+    heard = Feature("quantizable", "tokens", stride=STRIDE, stage="projection")
+    more = () if name == "hubert" else (heard,)
     return BackboneSpec(
         factory=f"headstart_speech.backbones:build_{name}",
         settings="headstart_speech.settings:WaveformSettings",
         reference="headstart_speech.backbones:reference_wav2vec2",
-        features=(
-            Feature("hidden", "tokens", stride=STRIDE),
-            Feature("quantizable", "tokens", stride=STRIDE, stage="projection"),
-        ),
+        features=(Feature("hidden", "tokens", stride=STRIDE), *more),
         **_common(name, summary, weights, licence),
     )
 

@@ -86,6 +86,7 @@ class CTCHead(Head):
         # not be aligned, frames, characters. A buffer, since reading a tensor at every
         # step would wait for the device.
         self.register_buffer("seen", torch.zeros(4), persistent=False)
+        self._silent = False
         self._beam: tuple[TranscribeOptions, BeamSearch] | None = None
 
     def reduce(self, state: State) -> State:
@@ -202,6 +203,9 @@ class CTCHead(Head):
     def diagnose(self, metrics: Mapping[str, float]) -> Sequence[Fault]:
         """Tell of clips that cannot be learned, and of a model that says nothing.
 
+        Every CTC model says only blanks at first, so that is told from the second
+        time on.
+
         Args:
             metrics: Of a validation, by short name.
         """
@@ -220,7 +224,9 @@ class CTCHead(Head):
                 )
             )
         silent = metrics.get("blank-ratio", 0.0) > SILENT
-        if silent and metrics.get("cer", 1.0) > WRONG:
+        silent = silent and metrics.get("cer", 1.0) > WRONG
+        before, self._silent = self._silent, silent
+        if silent and (before or not math.isfinite(metrics.get("loss", 0.0))):
             per_character = frames / characters if characters else None
             faults.append(self._collapse(metrics, lost / max(clips, 1), per_character))
         return faults
@@ -261,12 +267,12 @@ class CTCHead(Head):
             fix = "set data.case, punctuation, digits and accents, or data.vocabulary"
             return Fault(what, where, why, fix)
         why = (
-            "every CTC model says only blanks at first; one that stays so has a "
-            "learning rate that is too high (the loss jumps) or too low (it stands)"
+            "every CTC model does so at first; one that stays so has a learning rate "
+            "that is too high (the loss jumps) or too low (it stands)"
         )
         fix = (
-            "wait for some more validations; then try train.learning_rate three times "
-            "lower, a longer train.warmup, or a higher head_learning_rate"
+            "try train.learning_rate three times lower, a longer train.warmup, or a "
+            "higher train.head_learning_rate"
         )
         return Fault(what, where, why, fix)
 

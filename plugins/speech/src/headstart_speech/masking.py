@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from headstart_speech.settings import SpeechBackboneSettings
 
 
-def span_mask(lengths: Tensor, width: int, share: float, span: int) -> Tensor:
+def span_mask(
+    lengths: Tensor,
+    width: int,
+    share: float,
+    span: int,
+    least: int = 0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Random spans, as wav2vec 2.0 draws them; nothing waits for the device.
 
     Each row has ``share * length / span`` spans, rounded up or down at random. Their
@@ -24,21 +31,33 @@ def span_mask(lengths: Tensor, width: int, share: float, span: int) -> Tensor:
         width: Positions of the mask.
         share: What part of a row the spans would cover if none overlapped.
         span: Positions of a span; a row that is shorter has none.
+        least: Spans that a row has that is long enough for them.
+        generator: The only source of chance, on any device; ``None``: torch's own.
 
     Returns:
         (rows, width) bool, true inside a span.
     """
     rows, device = len(lengths), lengths.device
-    wanted = share * lengths / span + torch.rand(rows, device=device)
-    wanted = wanted.floor().minimum(lengths // span)
+    wanted = share * lengths / span + uniform((rows,), generator, device)
+    wanted = wanted.floor().clamp(min=least).minimum(lengths // span)
     positions = torch.arange(width, device=device)
-    draws = torch.rand(rows, width, device=device)
+    draws = uniform((rows, width), generator, device)
     draws = draws.masked_fill(positions > (lengths - span)[:, None], torch.inf)
     # The rank of each position in a random order.
     ranks = draws.argsort(dim=1).argsort(dim=1)
     begun = (ranks < wanted[:, None]).long().cumsum(dim=1)
     ended = nn.functional.pad(begun, (span, 0))[:, :width]
     return begun > ended
+
+
+def uniform(
+    shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
+) -> Tensor:
+    """Random numbers from 0 to 1, drawn where the generator is."""
+    if generator is None:
+        return torch.rand(shape, device=device)
+    drawn = torch.rand(shape, generator=generator, device=generator.device)
+    return drawn.to(device)
 
 
 class SpecAugment(nn.Module):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from headstart_speech.masking import span_mask, uniform
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -41,18 +43,7 @@ def hidden_spans(
     Returns:
         bool (batch, width), False behind a clip's end.
     """
-    count, device = len(frames), frames.device
-    # Rounded up as often as the fraction says.
-    chance = _uniform((count,), generator, device)
-    spans = (probability * frames / length + chance).floor().long()
-    spans = spans.clamp(min=LEAST_SPANS).minimum(frames // length)
-    place = torch.arange(width, device=device)
-    order = _uniform((count, width), generator, device)
-    order = order.masked_fill(place > (frames - length)[:, None], 2.0)
-    starts = _ranks(order) < spans[:, None]
-    begun = starts.long().cumsum(1)
-    ended = torch.nn.functional.pad(begun, (length, 0))[:, :width]
-    return begun > ended
+    return span_mask(frames, width, probability, length, LEAST_SPANS, generator)
 
 
 def distractors(
@@ -76,7 +67,7 @@ def distractors(
     present = torch.arange(width, device=masked.device) < frames[:, None]
     pool = torch.where(masked.sum(1, keepdim=True) > 1, masked, present)
     others = (pool.sum(1) - 1).clamp(min=0)[:, None, None]
-    drawn = _uniform((batch, width, count), generator, masked.device)
+    drawn = uniform((batch, width, count), generator, masked.device)
     # A factor just below 1 may round to it.
     chosen = (drawn * others).long().minimum((others - 1).clamp(min=0))
     own = (pool.long().cumsum(1) - 1)[:, :, None]
@@ -128,15 +119,3 @@ def _seed(identity: str) -> int:
     """A seed that depends on an id alone, for all time."""
     digest = hashlib.sha256(identity.encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-def _uniform(
-    shape: tuple[int, ...], generator: torch.Generator, device: torch.device
-) -> Tensor:
-    drawn = torch.rand(shape, generator=generator, device=generator.device)
-    return drawn.to(device)
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Place of each value among its row's, from the smallest on."""
-    return values.argsort(dim=1, stable=True).argsort(dim=1, stable=True)

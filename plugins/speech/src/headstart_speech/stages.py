@@ -102,8 +102,8 @@ def channel_norm(hidden: Tensor, frames: Tensor, norm: nn.GroupNorm) -> Tensor:
 class Projection(nn.Module):
     """Features to the width of the layers, masked, with convolutional positions.
 
-    Where the state has ``masked`` (pretraining), these frames are hidden, and the
-    normalised features from before are left as ``quantizable``.
+    Where the state has ``masked`` (pretraining), these frames are hidden. Where the
+    block gives the normalised features from before, they are left as ``quantizable``.
 
     Args:
         block: Normalisation, linear layer and dropout.
@@ -137,7 +137,7 @@ class Projection(nn.Module):
         left = {}
         if isinstance(projected, tuple):
             projected, quantizable = projected
-            left = {"quantizable": quantizable} if masked is not None else {}
+            left["quantizable"] = quantizable
         hidden = self.augment(projected, lengths, self.mask_embedding, masked)
         outside = ~frame_mask(lengths, hidden.shape[1])[..., None]
         hidden = hidden.masked_fill(outside, 0.0)
