@@ -8,25 +8,20 @@ other way. One thing differs afterwards: where clips are normalised, torchaudio 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from headstart.assets import cache_folder
 from headstart.errors import Fault, UserError, nearest
-from headstart.fetch.http import Http, SourceError
 from headstart.files import write_text
 from headstart.weights.conversion import TENSORS, converted_once, one_file
+from headstart.weights.published import cache_place, published_file
 from headstart.weights.sources import Weights
 from headstart.weights.tensors import SUFFIXES, file_sha256, read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -145,44 +140,9 @@ def _fetched(name: str, bundle: Any, progress: Progress | None) -> Path:
     # torchaudio has no public name for a bundle's file.
     stated = str(bundle._path)
     url = stated if "://" in stated else SERVER + stated
-    folder = cache_folder() / "torchaudio" / name
-    path = folder / Path(urlsplit(url).path).name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            if path.is_file():
-                return path
-            if os.environ.get("HEADSTART_OFFLINE", "0") not in ("", "0"):
-                raise UserError(
-                    "these weights are not in the cache and the network is forbidden",
-                    where=str(path),
-                    why="HEADSTART_OFFLINE is set",
-                    fix="fetch them where there is a network, and put the file there",
-                )
-            Http(progress=progress).download(url, path)
-    except SourceError as error:
-        raise UserError(
-            "the weights cannot be fetched",
-            where=url,
-            why=str(error),
-            fix="run it again (what has arrived is kept), use hf: or asset:, or name "
-            f"a file at hand: torchaudio:FILE#{name}",
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"the cache folder cannot be written: {error.strerror or error}",
-            where=str(error.filename or folder),
-            fix="make room, or set HEADSTART_CACHE to a folder that can be written",
-        ) from error
-    return path
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time fetches into a folder."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    with cache_place(f"torchaudio/{name}") as folder:
+        otherwise = f"use hf: or asset:, or a file at hand: torchaudio:FILE#{name}"
+        return published_file(url, folder, progress, otherwise)
 
 
 def _own(tensors: dict[str, Tensor], bundle: Any, path: Path) -> dict[str, Tensor]:

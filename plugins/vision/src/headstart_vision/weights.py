@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import re
-from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
-from headstart.assets import cache_folder
 from headstart.errors import UserError, nearest
-from headstart.fetch.http import Http, SourceError
 from headstart.files import write_text
+from headstart.weights.published import cache_place, published_file
 from headstart.weights.sources import Weights
-from headstart.weights.tensors import file_sha256, read_tensors
+from headstart.weights.tensors import read_tensors
 from headstart_vision import catalogue
 from headstart_vision.old_names import current_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
-    from headstart.fetch.http import Progress
     from headstart.weights.sources import SourceContext
 
 LICENCE = "BSD-3-Clause (torchvision); the data it was trained on has terms of its own"
@@ -72,22 +65,12 @@ def resolve_torchvision(reference: str, context: SourceContext) -> Weights:
     if model in OTHER_BODIES:
         what, fix = OTHER_BODIES[model]
         raise UserError(what, where=f"torchvision:{reference}", fix=fix)
-    folder = cache_folder() / "torchvision" / str(weights)
-    url = str(weights.url)
-    path = folder / Path(urlsplit(url).path).name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
-            _bring(url, path, context.progress)
-            files = (_renamed(path),) if _is_detector(model) else (path,)
-            text = json.dumps(_config(model, weights), indent=1)
-            write_text(folder / "config.json", text)
-    except OSError as error:
-        raise UserError(
-            f"the cache folder cannot be written: {error.strerror or error}",
-            where=str(error.filename or folder),
-            fix="make room, or set HEADSTART_CACHE to a folder that can be written",
-        ) from error
+    with cache_place(f"torchvision/{weights}") as folder:
+        otherwise = "use an asset: (see `headstart assets`)"
+        path = published_file(str(weights.url), folder, context.progress, otherwise)
+        files = (_renamed(path),) if _is_detector(model) else (path,)
+        text = json.dumps(_config(model, weights), indent=1)
+        write_text(folder / "config.json", text)
     return Weights(
         f"torchvision:{reference}",
         folder,
@@ -95,44 +78,6 @@ def resolve_torchvision(reference: str, context: SourceContext) -> Weights:
         licence=str(weights.meta.get("license", LICENCE)),
         classes=_classes(model, weights),
     )
-
-
-def _bring(url: str, path: Path, progress: Progress | None) -> None:
-    """Download a file unless it is there, and hold it against its name.
-
-    Raises:
-        UserError: It cannot be had, or it is another file.
-        OSError: The disk.
-    """
-    if not path.is_file():
-        if os.environ.get("HEADSTART_OFFLINE", "0") not in ("", "0"):
-            raise UserError(
-                "these weights are not in the cache and the network is forbidden",
-                where=str(path),
-                why="HEADSTART_OFFLINE is set",
-                fix="fetch them where there is a network, and put the file there",
-            )
-        try:
-            Http(progress=progress).download(url, path)
-        except SourceError as error:
-            raise UserError(
-                "the weights cannot be fetched",
-                where=url,
-                why=str(error),
-                fix=f"run it again (what has arrived is kept), put the file by hand "
-                f"into {path.parent}, or use an asset: (see `headstart assets`)",
-            ) from error
-    stated = re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)
-    digest = file_sha256(path)
-    if stated and not digest.startswith(stated[1]):
-        path.unlink()
-        raise UserError(
-            f"{path.name} has a wrong hash and was deleted",
-            where=url,
-            why=f"its name states {stated[1]}, the file has {digest}",
-            fix="run it again; if it stays so, the server or what is between is at "
-            "fault",
-        )
 
 
 def _is_detector(model: str) -> bool:
@@ -175,14 +120,6 @@ def _renamed(path: Path) -> Path:
     save_file({names[name]: tensor for name, tensor in tensors.items()}, draft)
     os.replace(draft, target)
     return target
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time fetches into a folder."""
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _find(reference: str) -> tuple[str, Any]:
