@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from headstart.batches import BatchParts
-from headstart.data import DataModule, epoch_batches, evaluation_batches
+from headstart.data import (
+    DataModule,
+    epoch_batches,
+    evaluation_batches,
+    prediction_batches,
+)
 from headstart.distributed import World
 from headstart.errors import DataError
 
@@ -110,6 +115,16 @@ def test_evaluation_by_total_takes_the_longest_first() -> None:
     sizes = np.array([3, 9, 1, 9, 4, 1])
     batches = evaluation_batches(6, 3, sizes, total=18)
     assert [batch.tolist() for batch in batches] == [[1, 3], [4, 0, 2], [5]]
+
+
+def test_predictions_keep_their_order_and_take_no_more_than_the_total() -> None:
+    sizes = np.array([3, 9, 1, 9, 4, 1])
+    batches = prediction_batches(6, 3, sizes, 12)
+    assert [batch.tolist() for batch in batches] == [[0], [1], [2], [3], [4, 5]]
+    plain = [[0, 1, 2], [3, 4, 5]]
+    for known, total in ((None, 12), (sizes, None)):
+        batches = prediction_batches(6, 3, known, total)
+        assert [batch.tolist() for batch in batches] == plain
 
 
 class Numbers:

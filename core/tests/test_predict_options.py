@@ -50,6 +50,12 @@ def test_words_are_taken_apart() -> None:
     )
 
 
+def test_what_is_true_by_default_can_be_switched_off() -> None:
+    assert split_options(["--no-loud", "x"], Options) == (["x"], {"loud": False})
+    with pytest.raises(UserError, match="there is no option --no-times"):
+        split_options(["--no-times"], Options)
+
+
 def test_all_wrong_words_are_told() -> None:
     with pytest.raises(UserError) as caught:
         split_options(["--tims", "3", "--at"], Options)

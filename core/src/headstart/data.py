@@ -222,6 +222,11 @@ class DataModule(ABC):
     def from_inputs(self, inputs: Sequence[Any]) -> Sequence[Sample]:
         """Samples from what a user passes to ``predict``; no targets, no split."""
 
+    def input_sizes(self, samples: Sequence[Sample]) -> np.ndarray | None:
+        """Size of each sample of :meth:`from_inputs`, as :meth:`sizes`, where they are
+        known before they are read; by default they are not."""
+        return None
+
     def input_name(self, sample: Sample) -> str:
         """What a prediction's input is called: its ``id`` unless that says nothing."""
         return str(sample["id"])
@@ -351,6 +356,16 @@ def evaluation_batches(
 ) -> list[np.ndarray]:
     """Every sample once, longest first so that memory runs out at once or never."""
     order = np.arange(count) if sizes is None else np.argsort(-sizes, kind="stable")
+    if sizes is not None and total is not None:
+        return cut_by_total(order, sizes, batch_size, total)
+    return [order[i : i + batch_size] for i in range(0, count, batch_size)]
+
+
+def prediction_batches(
+    count: int, batch_size: int, sizes: np.ndarray | None, total: int | None
+) -> list[np.ndarray]:
+    """Every sample once, in order, so that what is predicted is told as it comes."""
+    order = np.arange(count)
     if sizes is not None and total is not None:
         return cut_by_total(order, sizes, batch_size, total)
     return [order[i : i + batch_size] for i in range(0, count, batch_size)]

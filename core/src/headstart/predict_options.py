@@ -32,7 +32,8 @@ def split_options(
     """Inputs and options of a command line apart.
 
     ``--k 10`` and ``--k=10`` are the same; an option that is a list may be given more
-    than once; one that is true or false stands alone. After ``--`` all are inputs.
+    than once; one that is true or false stands alone, or as ``--no-NAME``. After ``--``
+    all are inputs.
 
     Raises:
         UserError: There is no such option, or its value is missing; all of them.
@@ -51,7 +52,10 @@ def split_options(
         shown, equals, value = word.partition("=")
         name = shown[2:].replace("-", "_")
         kinds = types_of(model, name) if model else set()
-        if not kinds:
+        negated = name.removeprefix("no_")
+        if not kinds and model and bool in types_of(model, negated):
+            values[negated] = False
+        elif not kinds:
             faults.append(_unknown(shown, model))
         elif bool in kinds and not equals:
             values[name] = True

@@ -204,10 +204,10 @@ class Run:
         emit: Callable[[str], None] | None = None,
     ) -> tuple[DataModule, Sequence[Sample], Iterator[dict[str, Any]]]:
         """The data module, samples of the inputs, and a prediction for each."""
-        import numpy as np
         import torch
 
         from headstart.assembly import build_data
+        from headstart.data import prediction_batches
         from headstart.evaluate import forward_batches
         from headstart.execution import choose_execution
         from headstart.run_folder import read_json
@@ -223,11 +223,12 @@ class Run:
         data.task = read_json(self.folder / "task.json")
         data.prepare(model.backbone.preprocessing)
         samples = data.from_inputs(inputs)
-        size = recipe.eval_batch_size
-        batches = [
-            np.arange(start, min(start + size, len(samples)))
-            for start in range(0, len(samples), size)
-        ]
+        batches = prediction_batches(
+            len(samples),
+            recipe.eval_batch_size,
+            data.input_sizes(samples),
+            data.in_steps(recipe.eval_batch_total),
+        )
 
         def each() -> Iterator[dict[str, Any]]:
             states = forward_batches(model, data, samples, batches, execution)

@@ -71,6 +71,8 @@ class Backbone(nn.Module):
         optional: Glob patterns of upstream names that weights need not have.
         copies: Upstream names that weights may leave out, because they start as copies
             of other ones: ``{"lm_head.weight": "model.embed_tokens.weight"}``.
+        classes: Names of the classes of a pretrained head that comes with the weights,
+            in the order of its rows, where the weights' source does not know them.
 
     Attributes:
         adapted: Where low-rank adapters are, by our names of the modules; see
@@ -94,6 +96,7 @@ class Backbone(nn.Module):
         rows: Mapping[str, Sequence[str]] | None = None,
         optional: Sequence[str] = (),
         copies: Mapping[str, str] | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleDict(dict(stages))
@@ -110,6 +113,7 @@ class Backbone(nn.Module):
         self.rows = dict(rows or {})
         self.optional = tuple(optional)
         self.copies = dict(copies or {})
+        self.classes = tuple(classes)
         self.adapted: tuple[str, ...] = ()
         self.dropped: tuple[str, ...] = ()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining
 
 from headstart.errors import UserError
 from headstart.plugins import Registry
@@ -16,7 +16,8 @@ from headstart.testing.hub import HubServer
 from headstart.weights.sources import SourceContext, resolve_hub
 from headstart.weights.transfer import load_weights
 from headstart_speech.backbones import build_wav2vec2, reference_wav2vec2, sample_audio
-from headstart_speech.settings import WaveformSettings
+from headstart_speech.heads import build_ctc
+from headstart_speech.settings import CTCSettings, WaveformSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,3 +169,32 @@ def test_a_lost_tensor_is_named_before_anything_is_copied(
         load_weights(backbone, weights)
     after = backbone.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_published_recogniser_brings_the_rows_of_its_characters(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    """Its letters are capitals, its space is a bar, its blank is the padding."""
+    torch.manual_seed(0)
+    rows = {"<pad>": 0, "<s>": 1, "|": 2, "E": 3, "T": 4, "'": 5}
+    config = Wav2Vec2Config.from_dict({**CONFIG, "vocab_size": len(rows)})
+    model = Wav2Vec2ForCTC(config)
+    folder = tmp_path / "repo"
+    model.save_pretrained(folder)
+    (folder / "vocab.json").write_text(json.dumps(rows))
+    hub.publish(REPO, folder)
+    weights = resolve_hub(REPO, CONTEXT)
+    settings = WaveformSettings(name="speech/wav2vec2", weights=f"hf:{REPO}")
+    backbone = build_wav2vec2(settings, weights.folder, {})
+    vocabulary = ["<blank>", " ", "e", "t", "x"]
+    task = {"kind": "transcription", "vocabulary": vocabulary, "rate": 16_000}
+    head = build_ctc(CTCSettings(name="speech/ctc"), backbone.features, task)
+    new = head.linear.weight[4].detach().clone()
+    report = load_weights(backbone, weights, head=head, labels=vocabulary)
+    taken = torch.stack([model.lm_head.weight[row] for row in (0, 2, 3, 4)])
+    assert torch.equal(head.linear.weight[:4], taken)
+    assert torch.equal(head.linear.weight[4], new)
+    assert (report.classes_kept, report.classes_new) == (
+        ("<blank>", " ", "e", "t"),
+        ("x",),
+    )

@@ -88,7 +88,8 @@ def load_weights(
     left: list[tuple[str, str]] = []
     if weights.native:
         theirs, left = _from_run(theirs, backbone, head)
-    pretrained = PretrainedHead(head, theirs, weights.classes, labels)
+    classes = weights.classes or backbone.classes
+    pretrained = PretrainedHead(head, theirs, classes, labels)
     rest = {name: t for name, t in theirs.items() if name not in pretrained.names}
     tables, misaligned = align_tables(backbone, rest, weights.rows)
     rest |= {table.table: table.values for table in tables}

@@ -196,7 +196,7 @@ def _with_sound(facts: AudioFile) -> AudioFile:
     raise AudioError(
         "there is no sound in it: 0 samples",
         where=shown(facts.path),
-        why=f"it is a {facts.format} header with nothing behind",
+        why=f"the {facts.format} header is all there is",
         fix="record or export it again",
     )
 

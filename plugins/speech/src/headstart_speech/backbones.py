@@ -22,6 +22,8 @@ from headstart_speech.configs import (
     new_model,
     read_config,
     read_extractor,
+    read_vocabulary,
+    vocabulary_file,
 )
 from headstart_speech.geometry import frame_counts, shortest_clip, total_stride
 from headstart_speech.masking import SpecAugment
@@ -168,6 +170,7 @@ def _build(
         # Models that were never meant to be masked have none.
         optional=("masked_spec_embed",),
         config={**config.to_dict(), "do_normalize": normalize},
+        classes=read_vocabulary(vocabulary_file(folder)),
     )
 
 

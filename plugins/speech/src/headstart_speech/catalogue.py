@@ -50,7 +50,7 @@ def backbone_specs() -> list[BackboneSpec]:
     return [
         _whisper(
             "whisper-tiny-en",
-            "encoder of Whisper tiny.en, English: 4 layers x 384, 8.2 M parameters",
+            "encoder of Whisper tiny.en, English: 4 layers x 384, 7.6 M parameters",
             weights="ctranslate2:asset:whisper-tiny-en",
             width=384,
             layers=4,

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from headstart.errors import Fault, UserError, nearest
+from headstart_speech.vocabulary import characters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,6 +107,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError("this JSON holds no configuration", where=str(path))
     return found
+
+
+def vocabulary_file(folder: Path | None) -> Path | None:
+    """The file with the characters of a pretrained CTC layer, if there is one."""
+    file = folder / "vocab.json" if folder else None
+    return file if file and file.is_file() else None
+
+
+def read_vocabulary(file: Path | None) -> tuple[str, ...]:
+    """The characters by row, as ours are called.
+
+    None without a file, and of several languages', whose layers are apart.
+    """
+    rows = read_json(file) if file else {}
+    if not all(isinstance(row, int) for row in rows.values()):
+        return ()
+    names = sorted(rows, key=rows.__getitem__)
+    whole = [rows[name] for name in names] == list(range(len(rows)))
+    return characters(names) if whole else ()
 
 
 def extractor_file(folder: Path | None) -> Path | None:

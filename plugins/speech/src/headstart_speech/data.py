@@ -174,6 +174,9 @@ class AudioModule(DataModule):
             longest = min(longest, most / RATE)
         return input_samples(inputs, longest, shortest_clip(self._layers) / RATE)
 
+    def input_sizes(self, samples: Sequence[Sample]) -> np.ndarray:
+        return np.array([length_of(s["clip"]) for s in samples], dtype=np.int64)
+
     def input_name(self, sample: Sample) -> str:
         return str(sample.get("input", sample["id"]))
 

@@ -15,6 +15,7 @@ from headstart_speech.ctc import ctc_losses
 from headstart_speech.decoding import BeamSearch, greedy, spelled
 from headstart_speech.layers import LAYERS, Doubling
 from headstart_speech.options import TranscribeOptions
+from headstart_speech.vocabulary import characters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from headstart.stages import State
     from headstart_speech.settings import CTCSettings
 
-BLANK_NAMES = ("<pad>", "<blank>", "[pad]", "<ctc_blank>")
 SILENT, WRONG = 0.98, 0.95
 """Above this share of blank frames and this character error rate nothing is said."""
 CROWDED = 2.0
@@ -343,7 +343,7 @@ def _wants_beam(options: TranscribeOptions) -> bool:
 
 def _same_characters(ours: Sequence[str], theirs: Sequence[str]) -> list[int | None]:
     """For each of our classes, which of theirs is the same."""
-    named = [_common_name(name, row) for row, name in enumerate(theirs)]
+    named = characters(theirs)
     place = {name: row for row, name in reversed(list(enumerate(named)))}
     folded = [name.casefold() for name in named]
     wanted = [name.casefold() for name in ours]
@@ -354,11 +354,3 @@ def _same_characters(ours: Sequence[str], theirs: Sequence[str]) -> list[int | N
             row = folded.index(fold)
         found.append(row)
     return found
-
-
-def _common_name(name: str, row: int) -> str:
-    """A pretrained class by the name that it has in our vocabularies."""
-    # torchaudio's bundles call the blank so, which is always their first class.
-    if name.casefold() in BLANK_NAMES or (name == "-" and row == 0):
-        return "<blank>"
-    return " " if name in {"|", "▁"} else name

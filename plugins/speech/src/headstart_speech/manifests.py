@@ -294,7 +294,7 @@ def _clip(
         # A number that somebody said is written as digits.
         text = str(text) if isinstance(text, int | float) else ""
     numbers = {
-        role: _number(values.get(role), columns.get(role, ""), place, faults)
+        role: _number(values.get(role), role, columns.get(role, ""), place, faults)
         for role in ("start", "end", "rate")
     }
     faults += _interval(numbers["start"], numbers["end"], place)
@@ -334,7 +334,9 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _number(value: Any, column: str, place: str, faults: list[Fault]) -> float | None:
+def _number(
+    value: Any, role: str, column: str, place: str, faults: list[Fault]
+) -> float | None:
     if value is None or not _text(value):
         return None
     try:
@@ -343,7 +345,7 @@ def _number(value: Any, column: str, place: str, faults: list[Fault]) -> float |
         number = math.nan
     if math.isfinite(number) and number >= 0:
         return number
-    fix = f"write a number, or leave it empty; another column: data.{column}"
+    fix = f"write a number, or leave it empty; another column: data.{role}"
     what = f"{column!r} is no number from 0 on: {_text(value)[:40]!r}"
     faults.append(Fault(what, place, fix=fix))
     return None

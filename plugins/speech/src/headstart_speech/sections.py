@@ -161,13 +161,15 @@ def _headline(clips: _Clips, index: int) -> str:
 
 def _utterances(evaluation: Evaluation, clips: _Clips) -> Section:
     blank = evaluation.outputs.get("blank")
+    # One name in every row tells nothing.
+    several = len({shown.get("speaker") for shown in clips.shown}) > 1
     rows: list[tuple[Cell, ...]] = []
     for i in clips.worst:
         shown = clips.shown[i]
         rows.append(
             (
                 clips.name(i),
-                str(shown.get("speaker") or ""),
+                *([str(shown.get("speaker") or "")] if several else ()),
                 None if shown.get("seconds") is None else float(shown["seconds"]),
                 _rate(clips.word_pairs[i]),
                 _rate(clips.character_pairs[i]),
@@ -176,8 +178,8 @@ def _utterances(evaluation: Evaluation, clips: _Clips) -> Section:
             )
         )
     table = Table(
-        ("clip", "speaker", "seconds", "WER", "CER", "blank ratio",
-         "said, with [said → recognised]"),
+        ("clip", *(["speaker"] if several else ()), "seconds", "WER", "CER",
+         "blank ratio", "said, with [said → recognised]"),
         tuple(rows),
         caption=f"{evaluation.split} split; {NOTHING} is no word.".capitalize(),
     )  # fmt: skip

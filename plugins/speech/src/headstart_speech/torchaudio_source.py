@@ -18,6 +18,7 @@ from headstart.weights.conversion import TENSORS, converted_once, one_file
 from headstart.weights.published import cache_place, published_file
 from headstart.weights.sources import Weights
 from headstart.weights.tensors import SUFFIXES, file_sha256, read_tensors
+from headstart_speech.vocabulary import characters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -261,7 +262,7 @@ def _has_head(bundle: Any) -> bool:
 
 def _classes(bundle: Any) -> tuple[str, ...]:
     """Characters of the CTC layer's rows, the blank first; empty when it has none."""
-    return (BLANK, *bundle._labels) if hasattr(bundle, "_labels") else ()
+    return characters((BLANK, *bundle._labels)) if hasattr(bundle, "_labels") else ()
 
 
 def _licence(bundle: Any) -> str:

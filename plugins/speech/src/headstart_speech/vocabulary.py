@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 BLANK = "<blank>"
 """CTC's symbol for nothing new; index 0."""
+BLANK_NAMES = ("<pad>", "<blank>", "[pad]", "<ctc_blank>")
 SPACE = " "
 
 
@@ -52,6 +53,24 @@ class Vocabulary:
         Repeated indices stay: collapsing them is CTC's business.
         """
         return "".join(self.symbols[i] for i in map(int, indices) if i > 0)
+
+
+def characters(names: Sequence[str]) -> tuple[str, ...]:
+    """Classes of a pretrained CTC layer as ours are called, in their order.
+
+    Blank and space have many names. Letters are in capitals in most of the published
+    English ones; ours are lower case unless asked for otherwise.
+    """
+    named = [_common_name(name, row) for row, name in enumerate(names)]
+    lower = [name.lower() for name in named]
+    return tuple(lower if len(set(lower)) == len(named) else named)
+
+
+def _common_name(name: str, row: int) -> str:
+    # torchaudio's bundles call the blank "-", which is always their first class.
+    if name.casefold() in BLANK_NAMES or (name == "-" and row == 0):
+        return BLANK
+    return SPACE if name in {"|", "▁"} else name
 
 
 def build(texts: Iterable[str]) -> Vocabulary:
