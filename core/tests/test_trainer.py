@@ -516,6 +516,10 @@ def test_linear_probing_then_fine_tuning(toy_trainer: Build) -> None:
     assert not identical(recorder.states[0], recorder.states[7], "backbone")
     sixths = [0.01 * left / 6 for left in (6, 5, 4, 3, 2, 1)]
     assert recorder.values("train", "learning_rate") == pytest.approx(sixths * 2)
+    # The second one begins without the head's moments of the first.
+    optimizer = trainer.update.optimizer
+    steps = {int(optimizer.state[p]["step"]) for p in trainer.model.parameters()}
+    assert steps == {6}
 
 
 # The learning-rate range test

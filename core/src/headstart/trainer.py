@@ -300,6 +300,8 @@ class Trainer:
         if self.evaluated is not model:
             # It is validated from the same freeze point on, maybe from the cache.
             self.evaluated.train_stages(stages)
+        if step and step in self.plan.phases:
+            self.update.start_anew()
         self.update.enter(stages)
         if self.plan.changes_at(step):
             ordered = [name for name in self.plan.stages if name in stages]

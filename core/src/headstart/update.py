@@ -78,6 +78,14 @@ class Update:
         trains = [model.backbone.stages[name] for name in stages]
         self._buffers = MovingBuffers([*trains, model.head])
 
+    def start_anew(self) -> None:
+        """Forget the moments of the steps so far: a training of its own begins.
+
+        At the end of one gradients are small. What comes next is not, and would be
+        divided by their size: steps many times too large.
+        """
+        self.optimizer.state.clear()
+
     def begin(self, factor: float) -> None:
         """Before the first forward pass of a step, which moves buffers."""
         set_learning_rates(self.optimizer, factor)

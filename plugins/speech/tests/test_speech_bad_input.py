@@ -257,6 +257,28 @@ def test_the_same_recording_with_two_transcripts_is_told():
     assert "1 recordings are there twice" in findings.warnings[0].what
 
 
+def test_a_clip_that_is_left_out_is_no_twin():
+    save("a.wav")
+    manifest(["a.wav,yes,8000", "a.wav,no,16000"], "path,text,rate")
+    clips, findings = settled(bad="skip", bad_cap=0.5)
+    assert [clip.normal for clip in clips] == ["yes"]
+    assert not any("twice" in fault.what for fault in findings.warnings)
+
+
+def test_faults_come_in_the_order_of_the_rows():
+    for i in range(5):
+        save(f"{i}.wav", noise(seed=i))
+    save("1.wav", np.zeros(RATE))
+    manifest(
+        ["0.wav,,a", "1.wav,word,b", "gone.wav,word,c", "3.wav,word,d", "4.wav,word,d"],
+        "path,text,id",
+    )
+    with pytest.raises(DataError) as caught:
+        settled()
+    lines = [fault.where.split()[2].rstrip(",") for fault in caught.value.faults]
+    assert lines == ["2", "3", "4", "6"]
+
+
 def test_a_folder_tells_files_without_a_transcript(tmp_path):
     save("a.wav")
     save("b.wav", noise(seed=1))

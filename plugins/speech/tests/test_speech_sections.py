@@ -100,6 +100,7 @@ def test_utterances_come_worst_first(made: dict[str, Section]) -> None:
     assert [row["clip"] for row in table[:3]] == ["c3", "c0", "c2"]
     assert len(table) == 12
     assert table[0]["WER"] == 2.0
+    assert [row["speaker"] for row in table[:3]] == ["bob", "ann", "ann"]
     assert table[0][
         "said, with [said → recognised]"
     ] == "[seven → heaven] [∅ → ten]" or (
@@ -192,6 +193,7 @@ def test_one_speaker_and_a_collapse_are_stated(tmp_path: Path) -> None:
     ]
     assert "It has collapsed" in found[0].text
     assert "one speaker, which say nothing" in found[0].tables[0].caption
+    assert "speaker" not in found[1].tables[0].columns
 
 
 def test_no_error_has_no_section_of_errors(tmp_path: Path) -> None:
