@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from headstart.batches import epoch_length
 from headstart.callbacks import Callback, MetricsLog, Watchers
 from headstart.clock import Clock
 from headstart.training_setup import make_trainer, plan_training
@@ -112,7 +113,7 @@ def ours(
 ) -> tuple[Job, Trainer]:
     """Our trainer, with its metrics log; validates once, after the last step."""
     watch = Watch()
-    steps = -(-len(assembly.data.samples("train")) // recipe.train.batch_size)
+    steps = epoch_length(assembly.data, recipe.train)
     with (
         tempfile.TemporaryDirectory() as folder,
         Watchers([EpochEnds(watch, steps, tell)]) as watchers,

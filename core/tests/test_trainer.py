@@ -505,6 +505,7 @@ def test_linear_probing_then_fine_tuning(toy_trainer: Build) -> None:
             "train.warmup": 0,
             "train.log_every": 1,
             "train.learning_rate": 0.01,
+            "train.head_learning_rate": 0.03,
             "strategy.name": "lp-ft",
             "strategy.head_share": 0.5,
         },
@@ -516,6 +517,11 @@ def test_linear_probing_then_fine_tuning(toy_trainer: Build) -> None:
     assert not identical(recorder.states[0], recorder.states[7], "backbone")
     sixths = [0.01 * left / 6 for left in (6, 5, 4, 3, 2, 1)]
     assert recorder.values("train", "learning_rate") == pytest.approx(sixths * 2)
+    # The head has a rate of its own only while it trains alone.
+    of_head = [*(3 * rate for rate in sixths), *sixths]
+    assert recorder.values("train", "head_learning_rate") == pytest.approx(of_head)
+    groups = trainer.update.optimizer.param_groups
+    assert [group["lr"] for group in groups] == [pytest.approx(0.01 / 6)] * len(groups)
     # The second one begins without the head's moments of the first.
     optimizer = trainer.update.optimizer
     steps = {int(optimizer.state[p]["step"]) for p in trainer.model.parameters()}

@@ -26,20 +26,25 @@ def parameter_groups(
     unfreezing needs no new group.
 
     Returns:
-        Groups with ``params``, ``names``, ``base_lr``, ``lr`` and ``weight_decay``.
+        Groups with ``params``, ``names``, ``base_lr``, ``later_lr``, ``lr`` and
+        ``weight_decay``; ``later_lr`` takes the place of ``base_lr`` from the second
+        phase of the plan on.
     """
     head_rate = settings.head_learning_rate or learning_rate
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         owner = model.part_of(name)
         rate = head_rate if owner == HEAD else learning_rate * plan.factors[owner]
+        # A head that was trained goes on as carefully as what is below it.
+        later = learning_rate if owner == HEAD and len(plan.phases) > 1 else rate
         decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
         group = groups.setdefault(
-            (rate, decay),
+            (rate, later, decay),
             {
                 "params": [],
                 "names": [],
                 "base_lr": rate,
+                "later_lr": later,
                 "lr": rate,
                 "weight_decay": decay,
             },
@@ -74,9 +79,12 @@ def start_momentum(
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, factor: float, later: bool = False
+) -> None:
+    """Scale the base learning rates; those of later phases where one has begun."""
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        group["lr"] = group["later_lr" if later else "base_lr"] * factor
 
 
 def optimizer_tensors(

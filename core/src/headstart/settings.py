@@ -165,7 +165,8 @@ class TrainSettings(Settings):
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = 5e-5
     """``auto`` runs a learning-rate range test first and takes its suggestion."""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Learning rate of the head; ``None`` takes ``learning_rate``."""
+    """Learning rate of the head, of ``lp-ft`` while it trains alone; ``None`` takes
+    ``learning_rate``."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of matrices; biases and normalisation do not decay."""
     schedule: Literal["linear", "cosine", "constant", "tri-stage"] = "linear"

@@ -60,6 +60,10 @@ class Plan:
         place = bisect_right(self.phases, step) - 1
         return bounds[place], bounds[place + 1]
 
+    def later(self, step: int) -> bool:
+        """Whether a step is in a later phase than the first."""
+        return self.phase(step)[0] > 0
+
 
 def freeze_point(stages: Sequence[str], trainable: frozenset[str]) -> int:
     """Length of the prefix: how many leading stages do not train."""
@@ -85,8 +89,9 @@ def make_plan(
     - ``gradual``: the head, then one stage more at equal distances, last stage first
       (Howard and Ruder 2018, ULMFiT).
     - ``lp-ft``: the head, then everything, each with its own schedule (Kumar et al.
-      2022, linear probing then fine-tuning). With ``freeze_until`` the stages up to
-      it never train in these two either.
+      2022, linear probing then fine-tuning); in the second part the head has the
+      learning rate of the rest. With ``freeze_until`` the stages up to it never train
+      in these two either.
     - ``lora``: the head and the adapters, in the stages ``adapted`` (Hu et al. 2022,
       LoRA); what they are beside stays as it is (``Backbone.fixed``).
 

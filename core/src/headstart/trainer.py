@@ -222,7 +222,7 @@ class Trainer:
     def _step(self, parts: Sequence[tuple[Part, State]]) -> None:
         """One optimizer step on the parts of one batch, averaged by weight."""
         factor = learning_rate_factor(self.recipe.train, self.plan, self.progress.step)
-        self.update.begin(factor)
+        self.update.begin(factor, self.plan.later(self.progress.step))
         parts = self._augmented(parts)
         shares = self._shares(parts)
         loss: torch.Tensor | None = None
@@ -342,6 +342,8 @@ class Trainer:
         if mean is not None:
             rate, factor = self.progress.learning_rate, self.update.factor
             head_rate = self.recipe.train.head_learning_rate or rate
+            if self.plan.later(self.progress.step - 1):
+                head_rate = rate
             values = {
                 "loss": mean,
                 "learning_rate": rate * factor,

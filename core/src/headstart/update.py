@@ -86,9 +86,14 @@ class Update:
         """
         self.optimizer.state.clear()
 
-    def begin(self, factor: float) -> None:
-        """Before the first forward pass of a step, which moves buffers."""
-        set_learning_rates(self.optimizer, factor)
+    def begin(self, factor: float, later: bool = False) -> None:
+        """Before the first forward pass of a step, which moves buffers.
+
+        Args:
+            factor: Of the learning rates.
+            later: Whether this is in a later phase than the first.
+        """
+        set_learning_rates(self.optimizer, factor, later)
         self.factor = factor
         self._begun = True
         self._buffers.keep()

@@ -254,7 +254,7 @@ def test_the_same_recording_with_two_transcripts_is_told():
     save("b.flac", soundfile.read("a.wav", dtype="int16")[0])
     manifest(["a.wav,yes", "b.flac,no"])
     _, findings = settled()
-    assert "1 recordings are there twice" in findings.warnings[0].what
+    assert "1 recording is there twice" in findings.warnings[0].what
 
 
 def test_a_clip_that_is_left_out_is_no_twin():

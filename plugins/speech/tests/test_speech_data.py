@@ -354,6 +354,21 @@ def test_inputs_are_files_and_folders(tmp_path: Path) -> None:
     json.dumps(data.show(samples[0]))
 
 
+def test_pieces_have_few_widths(tmp_path: Path) -> None:
+    """Networks keep plans for each width: an hour would fill the memory with them."""
+    data = utterances(tmp_path, {**GEOMETRY, "longest": 3 * 16000})
+    write(tmp_path / "short.wav", tones("abc"))
+    write(tmp_path / "longer.wav", tones("ab" * 15))
+    samples = data.from_inputs([tmp_path / "short.wav", tmp_path / "longer.wav"])
+    batches = [data.collate([sample]) for sample in samples]
+    # Two seconds, and what the backbone takes at most.
+    assert [batch["waveform"].shape[1] for batch in batches] == [32000, 48000]
+    assert [int(batch["lengths"]) for batch in batches] == [3840, 38400]
+    assert not batches[0]["waveform"][0, 3840:].any()
+    trained = data.collate(list(data.samples("train"))[:1])
+    assert trained["waveform"].shape[1] == int(trained["lengths"])
+
+
 def test_long_inputs_come_in_pieces_and_end_as_one_row(tmp_path: Path) -> None:
     data = utterances(tmp_path, longest=2.0)
     text = "abcd abcd abcd  bcda bcda bcda    cdab cdab cdab    dabc dabc"

@@ -134,6 +134,14 @@ def test_bad_rows_are_told_together(tmp_path):
     }
 
 
+def test_a_bad_number_names_the_setting_of_its_column(tmp_path):
+    put(tmp_path, "c.csv", "path,text,from\na.wav,x,soon\n")
+    _, findings = read("c.csv", start="from")
+    ((fault,),) = findings.samples.values()
+    assert fault.what == "'from' is no number from 0 on: 'soon'"
+    assert fault.fix.endswith("data.start")
+
+
 def test_common_voice(tmp_path):
     head = "client_id\tpath\tsentence\tup_votes\n"
     for name, row in {"train": "a", "dev": "b", "test": "c"}.items():

@@ -31,8 +31,7 @@ SLACK_SECONDS = 0.1
 ESTIMATED = frozenset({"MPEG", "MP3", "OGG", "torchcodec"})
 _PREROLL = {"MPEG": 16_384, "MP3": 16_384}
 """Samples that a decoder must have read before what it gives is right: a frame of MP3
-borrows bits from those before it, and is silent where they were jumped over. soundfile
-jumps after every read."""
+borrows bits from those before it, and is silent where they were jumped over."""
 
 
 class AudioError(DataError):
@@ -150,8 +149,15 @@ def blocks(
 def _opened(file: AudioFile) -> Any:
     import soundfile
 
+    class Onward(soundfile.SoundFile):
+        """soundfile jumps to where it is after every read, and the MP3 decoder then
+        complains on the terminal about each frame that it lacks bits of."""
+
+        def seekable(self) -> bool:
+            return False
+
     try:
-        return soundfile.SoundFile(str(file.path))
+        return Onward(str(file.path))
     except (soundfile.LibsndfileError, OSError) as error:
         raise _broken(file, str(error)) from error
 
@@ -160,8 +166,9 @@ def _next(file: AudioFile, source: Any, start: int, count: int) -> np.ndarray:
     import soundfile
 
     try:
-        before = min(start, _PREROLL.get(file.format, 0))
-        if source.tell() != start - before:
+        before = 0
+        if source.tell() != start:
+            before = min(start, _PREROLL.get(file.format, 0))
             source.seek(start - before)
         read = source.read(before + count, dtype="float32", always_2d=True)
         found: np.ndarray = read[before:]

@@ -334,7 +334,8 @@ def _warn_twins(clips: Sequence[Clip], findings: Findings) -> None:
             twins.append((clip, other))
     if twins:
         clip, other = twins[0]
-        what = f"{len(twins)} recordings are there twice with other transcripts"
+        named = "1 recording is" if len(twins) == 1 else f"{len(twins)} recordings are"
+        what = f"{named} there twice with other transcripts"
         why = f"{clip.place}: {clip.normal!r}; {other.place}: {other.normal!r}"
         findings.warnings.append(Fault(what, "data.path", why, "keep the right ones"))
 

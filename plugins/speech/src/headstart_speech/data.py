@@ -9,6 +9,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch.nn.functional as F
 
 from headstart.data import DataModule
 from headstart.errors import DataError, Fault
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from headstart_speech.geometry import Counts, Layers
     from headstart_speech.settings import UnlabelledSettings, UtteranceSettings
 
+WIDTH_STEP = 2 * RATE
 AUGMENTATION = ("speed", "noise", "volume")
 
 
@@ -132,6 +134,8 @@ class AudioModule(DataModule):
         sounds = [self._sound(s["clip"], keep="piece" not in s) for s in samples]
         rates = [sample["clip"].facts.rate for sample in samples]
         waveform, lengths = stacked(sounds, rates, RATE)
+        if "piece" in samples[0]:
+            waveform = self._widened(waveform)
         frames = self.frame_count(lengths)
         return {"waveform": waveform, "lengths": lengths, "frames": frames}
 
@@ -232,6 +236,17 @@ class AudioModule(DataModule):
 
     def _make_samples(self) -> None:
         self._samples = {s: [self.sample(c) for c in self.clips[s]] for s in SPLITS}
+
+    def _widened(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Zeros up to the next two seconds, as far as the backbone goes.
+
+        For each width that it meets a network keeps its plans, and the pieces of an
+        hour have hundreds: with few widths an hour takes the memory of a minute.
+        """
+        width = waveform.shape[1]
+        wanted = -(-width // WIDTH_STEP) * WIDTH_STEP
+        wanted = min(wanted, self.preprocessing.get("longest") or wanted)
+        return F.pad(waveform, (0, max(wanted - width, 0)))
 
     def _sound(self, clip: Clip, *, keep: bool = True) -> np.ndarray:
         try:

@@ -109,7 +109,12 @@ def vocabulary_of(
             why.append(f"none has {vocabulary.shown(never)}")
         if few:
             why.append(f"fewer than {RARE} have {vocabulary.shown(few)}")
-        what = f"{len(characters)} characters are in hardly any training transcript"
+        named = (
+            "1 character is"
+            if len(characters) == 1
+            else f"{len(characters)} characters are"
+        )
+        what = f"{named} in hardly any training transcript"
         fix = "give more of them, or leave them out with data.vocabulary and "
         fix += 'data.outside="remove"'
         fault = Fault(what, "data.vocabulary", "; ".join(why), fix)
