@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -188,12 +189,18 @@ def predict(
         # The text itself shows how far it is.
         told = None if pieces else counter
         results = run.predict_each(items, told, options, pieces)
+        bare = "" if output or as_json or not checked else checked.bare()
+        if bare:
+            # One input may be a folder: what is in it needs names.
+            first = list(islice(results, 2))
+            results = chain(first, results)
+            bare = bare if len(first) == 1 else ""
         if output:
             count = _write_lines(output, results)
             click.echo(f"{count} prediction{'s' * (count != 1)} in {output}", err=True)
-        elif checked and checked.bare() and len(items) == 1 and not as_json:
+        elif bare:
             for result in results:
-                click.echo(result[checked.bare()])
+                click.echo(result[bare])
         elif not shown:
             for result in results:
                 print_json(result, indent=None)
