@@ -1,6 +1,6 @@
 """CTC on a small wav2vec 2.0: our trainer beside a plain loop and transformers' own.
 
-The network of `speech/pretrain` from random numbers, the same for all, its feature
+A small wav2vec 2.0 from random numbers, the same for all, its feature
 encoder frozen; it normalises every frame (``feat_extract_norm = "layer"``), because
 transformers can mask padding only in such networks. No dropout and no masks anywhere.
 The plain loop is what one writes by hand around transformers' ``Wav2Vec2ForCTC``: our
@@ -44,13 +44,20 @@ if TYPE_CHECKING:
 
 LEARNING_RATE = 5e-4
 RATE = 16_000
-SILENT = {
+NETWORK = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 768,
+    "conv_dim": [128] * 7,
+    "num_conv_pos_embeddings": 64,
+    "num_conv_pos_embedding_groups": 16,
+    # What follows is so that all must come out alike.
     "feat_proj_dropout": 0.0,
     "final_dropout": 0.0,
     "layerdrop": 0.0,
     "feat_extract_norm": "layer",
 }
-"""What the configuration says so that all must come out alike."""
 NOTABLE = 1e-5
 OURS, CACHED = "ours", "ours, from the cache"
 PLAIN, TRAINER = "plain loop, the same batches", "transformers' CTC example"
@@ -159,12 +166,11 @@ class ExtractorPadding:
 
 def parts(arguments: argparse.Namespace, cache: str) -> tuple[Recipe, Assembly]:
     registry = load_plugins()
-    network = load_recipe("speech/pretrain", registry=registry).backbone
     overrides = {
         **EQUAL,
         "backbone.name": "speech/wav2vec2",
         "backbone.weights": "none",
-        "backbone.config": {**network.model_dump()["config"], **SILENT},
+        "backbone.config": NETWORK,
         "backbone.dropout": 0.0,
         "backbone.mask_time": 0.0,
         "head.layers": 0,

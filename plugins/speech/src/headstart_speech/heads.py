@@ -15,7 +15,7 @@ from headstart_speech.ctc import ctc_losses
 from headstart_speech.decoding import BeamSearch, greedy, spelled
 from headstart_speech.layers import LAYERS, Doubling
 from headstart_speech.options import TranscribeOptions
-from headstart_speech.vocabulary import characters
+from headstart_speech.vocabulary import common_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -343,7 +343,7 @@ def _wants_beam(options: TranscribeOptions) -> bool:
 
 def _same_characters(ours: Sequence[str], theirs: Sequence[str]) -> list[int | None]:
     """For each of our classes, which of theirs is the same."""
-    named = characters(theirs)
+    named = common_names(theirs)
     place = {name: row for row, name in reversed(list(enumerate(named)))}
     folded = [name.casefold() for name in named]
     wanted = [name.casefold() for name in ours]

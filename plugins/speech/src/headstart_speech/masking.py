@@ -92,7 +92,11 @@ class SpecAugment(nn.Module):
         if masked is None and self.training:
             # Even where no frame is masked, a learned filler takes part in the loss:
             # ranks that train together wait for the gradient of every parameter.
-            masked = span_mask(lengths, frames, *self.time)
+            masked = (
+                span_mask(lengths, frames, *self.time)
+                if self.time[0]
+                else torch.zeros(batch, frames, dtype=torch.bool, device=hidden.device)
+            )
         if masked is not None:
             hidden = torch.where(masked[..., None], filler.to(hidden.dtype), hidden)
         if self.training and self.features[0]:

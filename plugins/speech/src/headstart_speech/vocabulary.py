@@ -58,19 +58,24 @@ class Vocabulary:
 def characters(names: Sequence[str]) -> tuple[str, ...]:
     """Classes of a pretrained CTC layer as ours are called, in their order.
 
-    Blank and space have many names. Letters are in capitals in most of the published
-    English ones; ours are lower case unless asked for otherwise.
+    Letters are in capitals in most of the published English ones; ours are lower case
+    unless asked for otherwise.
     """
-    named = [_common_name(name, row) for row, name in enumerate(names)]
-    lower = [name.lower() for name in named]
-    return tuple(lower if len(set(lower)) == len(named) else named)
+    named = common_names(names)
+    lower = tuple(name.lower() for name in named)
+    return lower if len(set(lower)) == len(named) else named
 
 
-def _common_name(name: str, row: int) -> str:
-    # torchaudio's bundles call the blank "-", which is always their first class.
-    if name.casefold() in BLANK_NAMES or (name == "-" and row == 0):
-        return BLANK
-    return SPACE if name in {"|", "▁"} else name
+def common_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Classes of a pretrained CTC layer, blank and space by one name each."""
+    found = []
+    for row, name in enumerate(names):
+        # torchaudio's bundles call the blank "-", which is always their first class.
+        if name.casefold() in BLANK_NAMES or (name == "-" and row == 0):
+            found.append(BLANK)
+        else:
+            found.append(SPACE if name in {"|", "▁"} else name)
+    return tuple(found)
 
 
 def build(texts: Iterable[str]) -> Vocabulary:
