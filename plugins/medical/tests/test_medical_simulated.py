@@ -132,7 +132,9 @@ def test_a_share_of_the_training_volumes_is_stripped(tmp_path: Path) -> None:
     plain = lesions(tmp_path / "plain", variants=4)
     data = lesions(tmp_path / "half", variants=4, stripped=0.5)
     dark = []
-    for entry, before in zip(data.entries["train"], plain.entries["train"], strict=True):
+    for entry, before in zip(
+        data.entries["train"], plain.entries["train"], strict=True
+    ):
         image, mask = data.raw(entry)
         inside = nib.load(data.label_files(entry.case)[0]).get_fdata() > 0
         original, same = plain.raw(before)
