@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from headstart.specs import Feature
 from headstart.stages import Backbone
+from headstart.weights.configuration import read_configuration
 from headstart_nlp.backbones import FAMILIES as ENCODERS
 from headstart_nlp.backbones import Norm
-from headstart_nlp.configs import new_model, read_config, read_json, tokenizer_files
+from headstart_nlp.configs import new_model, read_config, tokenizer_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -232,7 +233,7 @@ def build_causal(
     end = _first(config.eos_token_id)
     if folder is not None and (folder / GENERATION).is_file():
         # Chat models end a turn by other tokens than a document, and say so only here.
-        stops = read_json(folder / GENERATION).get("eos_token_id")
+        stops = read_configuration(folder / GENERATION).get("eos_token_id")
         config.eos_token_id = config.eos_token_id if stops is None else stops
     if settings.untie:
         config.tie_word_embeddings = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from headstart.errors import Fault, UserError, nearest
+from headstart.weights.configuration import read_configuration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +73,7 @@ def read_config(
     where = "backbone.config"
     if folder is not None:
         where = str(folder / CONFIG)
-        found = read_json(folder / CONFIG)
+        found = read_configuration(folder / CONFIG)
     merged = {**found, **settings.config}
     model_type = merged.pop("model_type", None)
     if model_type is None:
@@ -112,28 +112,6 @@ def read_config(
         return type(blank).from_dict(merged)
     except (TypeError, ValueError, StrictDataclassError) as error:
         raise _refused(error, where) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A configuration file that came with weights.
-
-    Raises:
-        UserError: It is not there, or holds no configuration.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"there is no {path.name} beside the weights",
-            where=str(path.parent),
-            why="it says which architecture the weights belong to",
-            fix="put it there; transformers' save_pretrained writes it",
-        ) from None
-    except ValueError as error:
-        raise UserError(f"this is no JSON: {error}", where=str(path)) from error
-    if not isinstance(found, dict):
-        raise UserError("this JSON holds no configuration", where=str(path))
-    return found
 
 
 def new_model(

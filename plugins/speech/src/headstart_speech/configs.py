@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from headstart.errors import Fault, UserError, nearest
+from headstart.weights.configuration import read_configuration
 from headstart_speech.vocabulary import characters
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def read_config(
             that transformers refuses.
     """
     where = str(folder / CONFIG) if folder else "backbone.config"
-    found = read_json(folder / CONFIG) if folder else {}
+    found = read_configuration(folder / CONFIG) if folder else {}
     merged = {**found, **settings.config}
     given = merged.pop("model_type", model_type)
     if given != model_type:
@@ -87,28 +87,6 @@ def read_config(
         raise _refused(error, where) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A configuration file that came with weights.
-
-    Raises:
-        UserError: It is not there, or holds no configuration.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"there is no {path.name} beside the weights",
-            where=str(path.parent),
-            why="it says which architecture the weights belong to",
-            fix="put it there; transformers' save_pretrained writes it",
-        ) from None
-    except ValueError as error:
-        raise UserError(f"this is no JSON: {error}", where=str(path)) from error
-    if not isinstance(found, dict):
-        raise UserError("this JSON holds no configuration", where=str(path))
-    return found
-
-
 def vocabulary_file(folder: Path | None) -> Path | None:
     """The file with the characters of a pretrained CTC layer, if there is one."""
     file = folder / "vocab.json" if folder else None
@@ -120,7 +98,7 @@ def read_vocabulary(file: Path | None) -> tuple[str, ...]:
 
     None without a file, and of several languages', whose layers are apart.
     """
-    rows = read_json(file) if file else {}
+    rows = read_configuration(file) if file else {}
     if not all(isinstance(row, int) for row in rows.values()):
         return ()
     names = sorted(rows, key=rows.__getitem__)
@@ -142,7 +120,7 @@ def read_extractor(file: Path | None) -> dict[str, Any]:
     """
     if file is None:
         return {}
-    whole = read_json(file)
+    whole = read_configuration(file)
     found: dict[str, Any] = whole.get("feature_extractor", whole)
     kinds = {"do_normalize": bool, "sampling_rate": int}
     faults = [
