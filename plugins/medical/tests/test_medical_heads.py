@@ -334,6 +334,14 @@ def test_a_sigmoids_row_becomes_two() -> None:
     torch.testing.assert_close(found, expected)
 
 
+def test_a_model_that_finds_nothing_is_told() -> None:
+    head = segmenter().head
+    (fault,) = head.diagnose({"loss": 1.1, "dice": 0.0})
+    assert "Dice 0.000" in fault.what and "train.learning_rate" in fault.fix
+    assert head.diagnose({"loss": 1.1, "dice": 0.2}) == ()
+    assert head.diagnose({"loss": 1.1}) == (), "Dice is not measured"
+
+
 def test_rows_of_known_classes_are_taken_by_name() -> None:
     head = segmenter().head
     theirs, ours = torch.tensor([5.0, 6.0, 7.0, 8.0]), head.conv.bias.detach().clone()

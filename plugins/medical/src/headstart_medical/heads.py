@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart.errors import UserError
+from headstart.errors import Fault, UserError
 from headstart.heads import Head
 from headstart_medical.components import clean_components
 from headstart_medical.grids import Grid, labels_on_original, to_original
@@ -36,6 +36,8 @@ HEADS = {
 }
 UNKNOWN = 255
 """In masks of outputs: not labelled."""
+NOTHING = 1e-3
+"""Dice up to which a validation found nothing."""
 RAREST = 0.01
 """Least probability that a new head starts a class with."""
 _BATCH = ("mask", "truth", "extent", "affine", "original_affine", "original_shape")
@@ -221,6 +223,24 @@ class SegmentationHead(Head):
                 if single:
                     adapted[0] = 0
         return adapted
+
+    def diagnose(self, metrics: Mapping[str, float]) -> Sequence[Fault]:
+        """Tell of a model that finds nothing, or nothing where it is.
+
+        Calling all of a volume background is right for nearly every voxel of it.
+        """
+        if metrics.get("dice", 1.0) > NOTHING:
+            return ()
+        return (
+            Fault(
+                f"nothing is found where it is: Dice {metrics['dice']:.3f}",
+                where="validation",
+                why="where a class is rare, calling all background costs little, and "
+                "a learning rate that is too high or too low never leaves that",
+                fix="wait for another validation; then try train.learning_rate three "
+                "times lower or higher, more train.epochs, or a larger data.foreground",
+            ),
+        )
 
     def report(self, evaluation: Evaluation) -> Sequence[Section]:
         from headstart_medical.sections import segmentation_sections
