@@ -9,8 +9,8 @@ schedule. transformers' own example of CTC is the Trainer with a collator that p
 the feature extractor, the mean of the clips' losses each over its characters, and clips
 of similar length in one batch (sorted in chunks of at most a quarter of the data); that
 gets as many clips a batch as ours have on average.
-Both peers find the sounds at 16 kHz and normalised in memory; ours has them at the 8
-kHz of their files, and resamples and normalises each batch.
+Both peers find the sounds at 16 kHz and normalised in memory; ours keeps them at 16 kHz
+in 16 bits, and normalises each batch.
 """
 
 from __future__ import annotations

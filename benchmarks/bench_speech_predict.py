@@ -50,7 +50,7 @@ def prompts() -> Iterator[tuple[np.ndarray, int]]:
     data.load()
     while True:
         for clip in data.clips["train"]:
-            yield data.waveforms.get(clip), clip.facts.rate
+            yield (clip.read() * 32767).astype(np.int16), clip.facts.rate
 
 
 def write_recording(path: Path, minutes: float) -> None:

@@ -53,7 +53,7 @@ class AudioModule(DataModule):
         super().__init__(settings, seed)
         self.clips: dict[Split, list[Clip]] = {}
         """The clips of each split, filled by :meth:`load`."""
-        self.waveforms = Waveforms(int(settings.cache_gb * 1e9))
+        self.waveforms = Waveforms(int(settings.cache_gb * 1e9), RATE)
         self._samples: dict[Split, list[Sample]] = {}
         self._layers: Layers = ()
 
@@ -109,7 +109,7 @@ class AudioModule(DataModule):
             # Processes that are forked later share what is there by then.
             for split in SPLITS:
                 for clip in self.clips[split]:
-                    if self.waveforms.held < self.waveforms.limit:
+                    if not self.waveforms.full:
                         self._sound(clip)
 
     def samples(self, split: Split) -> Sequence[Sample]:
@@ -132,8 +132,7 @@ class AudioModule(DataModule):
             backbone makes of them.
         """
         sounds = [self._sound(s["clip"], keep="piece" not in s) for s in samples]
-        rates = [sample["clip"].facts.rate for sample in samples]
-        waveform, lengths = stacked(sounds, rates, RATE)
+        waveform, lengths = stacked(sounds)
         if "piece" in samples[0]:
             waveform = self._widened(waveform)
         frames = self.frame_count(lengths)

@@ -1,4 +1,4 @@
-"""Decoded clips: kept while there is room, and put together to batches at one rate."""
+"""Clips at one sampling rate: kept while there is room, and put together to batches."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from headstart_speech.resampling import ratio, resampled, scaled
+from headstart_speech.resampling import ratio, resampled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,23 +21,32 @@ FULL_SCALE = 32768
 
 
 class Waveforms:
-    """Reads clips as 16-bit integers, at their own rate, and keeps what fits.
+    """Reads clips, resamples them, and keeps what fits as 16-bit integers.
 
     Every clip goes through 16 bits, kept or not, so that how much room there is changes
-    no result.
+    no result. Each is resampled by itself: among others, the sums of a convolution
+    might be rounded otherwise, and the clip would then depend on the batch that needed
+    it first, which is another one after a resume.
 
     Args:
         limit: Bytes of memory.
+        rate: Of the results, in Hz.
 
     Attributes:
         held: Bytes in memory.
         read: How many clips were read from their files.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, rate: int) -> None:
         self.limit = limit
+        self.rate = rate
         self.held = self.read = 0
         self._kept: dict[str, np.ndarray] = {}
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another clip."""
+        return self.held >= self.limit
 
     def get(self, clip: Clip, *, keep: bool = True) -> np.ndarray:
         """A clip as int16 (samples,), mono; not to be changed.
@@ -46,43 +56,36 @@ class Waveforms:
         """
         if keep and clip.id in self._kept:
             return self._kept[clip.id]
+        found = self._resampled(clip)
         self.read += 1
-        whole = np.rint(clip.read() * FULL_SCALE)
-        found: np.ndarray = whole.clip(-FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
         if keep and self.held + found.nbytes <= self.limit:
             self._kept[clip.id] = found
             self.held += found.nbytes
         return found
+
+    def _resampled(self, clip: Clip) -> np.ndarray:
+        assert clip.facts is not None
+        sound = torch.from_numpy(clip.read())[None]
+        factor = ratio(clip.facts.rate, self.rate)
+        sound, _ = resampled(sound, torch.tensor([sound.shape[1]]), factor)
+        # Beyond full scale are floating-point files, and the filter's overshoot.
+        whole = (sound[0] * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1)
+        return whole.to(torch.int16).numpy()
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process that gets a copy fills its own memory.
         return {**self.__dict__, "_kept": {}, "held": 0}
 
 
-def stacked(
-    clips: Sequence[np.ndarray], rates: Sequence[int], rate: int
-) -> tuple[Tensor, Tensor]:
-    """A batch of clips at one rate; those of one rate are resampled together.
+def stacked(sounds: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """A batch of clips.
 
     Args:
-        clips: int16 (samples,) each.
-        rates: Sampling rate of each, in Hz.
-        rate: The one that is wanted.
+        sounds: int16 (samples,) each.
 
     Returns:
         float32 (batch, samples) in -1..1, zeros behind each end; lengths int64 (batch).
     """
-    factors = [ratio(own, rate) for own in rates]
-    own = torch.tensor([len(clip) for clip in clips])
-    counts = [scaled(len(c), factor) for c, factor in zip(clips, factors, strict=True)]
-    lengths = torch.tensor(counts)
-    waveform = torch.zeros(len(clips), int(lengths.max()))
-    for factor in dict.fromkeys(factors):
-        rows = [row for row, other in enumerate(factors) if other == factor]
-        batch = torch.zeros(len(rows), int(own[rows].max()))
-        for place, row in enumerate(rows):
-            batch[place, : len(clips[row])] = torch.from_numpy(clips[row])
-        found, _ = resampled(batch / FULL_SCALE, own[rows], factor)
-        # The filter's overshoot at full scale.
-        waveform[rows, : found.shape[1]] = found.clamp(-1, 1)
-    return waveform, lengths
+    rows = [torch.from_numpy(sound) for sound in sounds]
+    lengths = torch.tensor([len(row) for row in rows])
+    return pad_sequence(rows, batch_first=True) / FULL_SCALE, lengths
