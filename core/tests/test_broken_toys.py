@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from headstart.hookspecs import hookimpl
 from headstart.model import Model
 from headstart.plugins import load_plugins
 from headstart.specs import Feature
@@ -415,7 +417,29 @@ def test_a_metric_that_never_forgets(failures: Suite, monkeypatch: Patch) -> Non
     assert "test_metric_starts_afresh_after_compute" in failures()
 
 
+def test_a_metric_tried_on_what_it_does_not_measure(
+    failures: Suite, monkeypatch: Patch
+) -> None:
+    (spec,) = toy.register_metrics()
+    wrong = replace(spec, kinds=("boxes",))
+    monkeypatch.setattr(toy, "register_metrics", hookimpl(lambda: [wrong]))
+    assert "test_metric_is_tried_on_what_it_measures" in failures()
+
+
 # Data
+
+
+def test_a_task_of_another_kind_than_the_settings(
+    failures: Suite, monkeypatch: Patch
+) -> None:
+    load = data.Ring.load
+
+    def lie(self: data.Ring) -> None:
+        load(self)
+        self.task = {**self.task, "kind": "multi-label"}
+
+    monkeypatch.setattr(data.Ring, "load", lie)
+    assert "test_data_yields_what_it_declares" in failures()
 
 
 def with_noise(patch: Patch) -> None:

@@ -22,7 +22,7 @@ from headstart.specs import HeadSpec, MetricSpec, RecipeSource, WeightSourceSpec
 HOOK_API = "1.0"
 
 def metric(name):
-    return MetricSpec(name, "", "m:f", (), "max", "m:s", {})
+    return MetricSpec(name, "", "m:f", (), (), "max", "m:s", {})
 
 def recipe(name):
     return RecipeSource(name, __name__, "recipes/r.toml")

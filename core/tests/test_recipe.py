@@ -106,9 +106,10 @@ class Other:
     @staticmethod
     @hookimpl
     def register_metrics() -> Sequence[MetricSpec]:
-        return [MetricSpec("other/dice", "", "", (), "max", "", {})]
+        return [MetricSpec("other/dice", "", "", (), ("masks",), "max", "", {})]
 
 
+KINDS = ("single-label",)
 OTHER = {
     "backbone": {"name": "other/images"},
     "head": {"name": "other/masks"},
@@ -513,7 +514,7 @@ def test_misfit_without_any_that_fits(known: Registry) -> None:
 
 
 def test_a_metric_that_is_only_watched_cannot_decide(known: Registry) -> None:
-    spec = MetricSpec("toy/silence", "", "", (), "none", "", {})
+    spec = MetricSpec("toy/silence", "", "", (), KINDS, "none", "", {})
     known.metrics[spec.name] = spec
     names = {"metrics.names": ["accuracy", "silence"]}
     assert load_recipe("toy/ring", names, registry=known).best == "accuracy"
@@ -528,8 +529,20 @@ def test_a_metric_that_is_only_watched_cannot_decide(known: Registry) -> None:
         assert fault.fix == "choose one of accuracy, loss"
 
 
+def test_a_metric_of_other_data_names_those_that_fit(known: Registry) -> None:
+    spec = MetricSpec("toy/dice", "", "", (), ("masks", "boxes"), "max", "", {})
+    known.metrics[spec.name] = spec
+    with pytest.raises(UserError) as error:
+        load_recipe("toy/ring", {"metrics.names": ["accuracy", "dice"]}, registry=known)
+    (fault,) = error.value.faults
+    assert fault.what == "the metric 'toy/dice' does not measure 'single-label' data"
+    assert fault.where.endswith("metrics.names")
+    assert fault.why == "it measures masks, boxes; data.kind is 'single-label'"
+    assert fault.fix == "metric that fits: accuracy"
+
+
 def test_metric_that_exists_and_is_not_measured(known: Registry) -> None:
-    spec = MetricSpec("toy/mcc", "", "", (), "max", "", {})
+    spec = MetricSpec("toy/mcc", "", "", (), KINDS, "max", "", {})
     known.metrics[spec.name] = spec
     with pytest.raises(UserError) as error:
         load_recipe("toy/ring", {"metrics.best": "mcc"}, registry=known)

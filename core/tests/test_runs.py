@@ -227,7 +227,7 @@ def test_predict_equals_the_model_called_directly(
         predictions = opened.predict(inputs)
         labels = [["inside", "outside"][i] for i in scores.argmax(1).tolist()]
         assert [row["label"] for row in predictions] == labels
-        assert [row["score"] for row in predictions] == pytest.approx(
+        assert [row["probability"] for row in predictions] == pytest.approx(
             scores.max(1).values.tolist(), rel=1e-5
         )
     assert len(set(labels)) == 2

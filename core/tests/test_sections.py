@@ -301,6 +301,7 @@ def documents(nll: Any, tokens: Any) -> Evaluation:
         summary="",
         factory="",
         inputs=("nll", "tokens"),
+        kinds=("text",),
         goal="min",
         sample="",
         sample_task={},

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.errors import Fault, HeadstartError, UserError
 from headstart.plugins import load_plugins
-from headstart.recipe import build_recipe, load_recipe, read_recipe, short_name
+from headstart.recipe import build_recipe, load_recipe, read_recipe
 from headstart.runs import Run
+from headstart.specs import short_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,16 +1,17 @@
-"""Whether backbone, head and data fit each other, found from their specs alone."""
+"""Whether backbone, head, data and metrics fit each other, from their specs alone."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from headstart.errors import Fault
+from headstart.specs import short_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from headstart.plugins import Registry
-    from headstart.specs import BackboneSpec, DataSpec, HeadSpec
+    from headstart.specs import BackboneSpec, DataSpec, HeadSpec, MetricSpec
 
 
 def fit_faults(
@@ -18,6 +19,7 @@ def fit_faults(
     head: HeadSpec | None,
     data: DataSpec | None,
     kind: str,
+    metrics: Sequence[MetricSpec],
     registry: Registry,
 ) -> list[Fault]:
     """Pieces that do not fit each other, and which would.
@@ -35,6 +37,9 @@ def fit_faults(
         faults += _targets(head, data, registry)
     if head and kind:
         faults += _kind(head, kind, registry)
+        if not faults:
+            # A head for other data brings metrics of other data.
+            faults += _measures(metrics, kind, registry)
     return faults
 
 
@@ -101,6 +106,26 @@ def _kind(head: HeadSpec, kind: str, registry: Registry) -> Iterator[Fault]:
         f"it serves {', '.join(head.kinds)}; data.kind is {kind!r}",
         _choose("head", fitting),
     )
+
+
+def _measures(
+    metrics: Sequence[MetricSpec], kind: str, registry: Registry
+) -> Iterator[Fault]:
+    for metric in metrics:
+        if kind in metric.kinds:
+            continue
+        plugin = metric.name.partition("/")[0]
+        fitting = (
+            short_name(m.name)
+            for m in registry.metrics.values()
+            if kind in m.kinds and m.name.startswith(f"{plugin}/")
+        )
+        yield Fault(
+            f"the metric {metric.name!r} does not measure {kind!r} data",
+            "metrics.names",
+            f"it measures {', '.join(metric.kinds)}; data.kind is {kind!r}",
+            _choose("metric", fitting),
+        )
 
 
 def _choose(noun: str, names: Iterable[str]) -> str:

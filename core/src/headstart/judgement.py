@@ -14,12 +14,11 @@ from headstart.evaluate import MetricSet, evaluate, measure
 from headstart.heads import Head
 from headstart.model import Model
 from headstart.probe import as_arrays, read_probe, read_untouched, write_untouched
-from headstart.recipe import short_name
 from headstart.report.parts import Evaluation
 from headstart.report.verdict import UNTOUCHED, gains, intervals, scores_by_sample
 from headstart.run_folder import CALIBRATION, write_json
 from headstart.settings import StrategySettings
-from headstart.specs import resolve
+from headstart.specs import resolve, short_name
 from headstart.strategy import make_plan
 from headstart.training_setup import make_trainer
 

@@ -39,7 +39,7 @@ from headstart.settings import (
     StrategySettings,
     TrainSettings,
 )
-from headstart.specs import resolve
+from headstart.specs import resolve, short_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -136,11 +136,6 @@ class Recipe:
         return tomli_w.dumps(self.to_dict())
 
 
-def short_name(name: str) -> str:
-    """``accuracy`` of ``nlp/accuracy``: how recipes and logs call it."""
-    return name.rpartition("/")[2]
-
-
 def load_recipe(
     reference: str | Path,
     overrides: Mapping[str, Any] | None = None,
@@ -218,6 +213,7 @@ def build_recipe(
         specs.get("head"),
         specs.get("data"),
         _kind(merged["data"], models["data"], settings.get("data")),
+        metric_specs,
         registry,
     ):
         faults.found.append(replace(fault, where=faults.where(fault.where)))

@@ -51,6 +51,15 @@ class HeadSettings(Settings):
     """A head that reads what the backbone gives; `headstart list heads`."""
 
 
+class ClassificationSettings(HeadSettings):
+    """``[head]`` of heads that give labels."""
+
+    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
+    """``balanced`` weighs each class by the inverse of its frequency in train."""
+    label_smoothing: Share = 0.0
+    """Share of the target that is spread over all classes."""
+
+
 class PredictOptions(Settings):
     """What ``headstart predict`` takes beside the inputs, as ``--option value``."""
 

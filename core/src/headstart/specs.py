@@ -152,6 +152,7 @@ class MetricSpec:
         summary: One line for lists.
         factory: Code, called as ``factory(task) -> metric``.
         inputs: Keys of the head's outputs, passed to ``update`` in this order.
+        kinds: Kinds of task that it measures, as ``data.kind`` names them.
         goal: Whether more or less is better; ``none`` of what is only watched.
         sample: Code, ``sample(task, batch_size) -> dict``: outputs to try it on.
         sample_task: A task for tests.
@@ -167,6 +168,7 @@ class MetricSpec:
     summary: str
     factory: str
     inputs: tuple[str, ...]
+    kinds: tuple[str, ...]
     goal: Goal
     sample: str
     sample_task: Mapping[str, Any]
@@ -200,6 +202,61 @@ class WeightSourceSpec:
     summary: str
     resolver: str
     bare: bool = False
+
+
+def label_metrics(plugin: str, samples: str) -> list[MetricSpec]:
+    """What heads are measured by that give labels.
+
+    Their code needs torchmetrics: a plugin that registers these depends on
+    ``headstart[classification]``.
+
+    Args:
+        plugin: Whose they are.
+        samples: What gets a label, in the plural: ``texts``.
+    """
+    predicted, likely = ("prediction", "target"), ("probabilities", "target")
+    single, multi = ("single-label",), ("multi-label",)
+    labels, counts = ["no", "yes", "maybe"], [5, 3, 2]
+    return [
+        MetricSpec(
+            name=f"{plugin}/{name}",
+            summary=summary,
+            factory=f"headstart.classification_metrics:{name.replace('-', '_')}",
+            inputs=inputs,
+            kinds=kinds,
+            goal="max",
+            sample="headstart.classification:sample_label_outputs",
+            sample_task={"kind": kinds[0], "labels": labels, "counts": counts},
+        )
+        for name, summary, inputs, kinds in (
+            ("accuracy", f"share of {samples} with the right label", predicted, single),
+            (
+                "top-5",
+                f"share of {samples} whose label is among the five likeliest",
+                likely,
+                single,
+            ),
+            ("macro-f1", "mean of the labels' F1", predicted, (*single, *multi)),
+            ("mcc", "Matthews correlation coefficient", predicted, single),
+            (
+                "auroc",
+                "area under the ROC curve, mean over the labels",
+                likely,
+                (*single, *multi),
+            ),
+            (
+                "exact-match",
+                f"share of {samples} whose labels are all right",
+                predicted,
+                multi,
+            ),
+        )
+    ]
+
+
+def short_name(name: str) -> str:
+    """``accuracy`` of ``nlp/accuracy``: how recipes and logs call it."""
+    return name.rpartition("/")[2]
 
 
 def resolve(target: str) -> Any:

@@ -21,8 +21,8 @@ from headstart.memory import fits, more_parts, refuse_more_parts
 from headstart.prefetch import prefetch
 from headstart.prefix_cache import PrefixCache, PrefixCaches
 from headstart.progress import Progress
-from headstart.recipe import short_name
 from headstart.schedule import learning_rate_factor
+from headstart.specs import short_name
 from headstart.update import Update
 from headstart.validation import Validation
 

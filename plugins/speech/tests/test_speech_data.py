@@ -180,6 +180,14 @@ def test_clips_are_read_before_workers_start(tmp_path: Path) -> None:
     assert data.waveforms.read == 30
 
 
+def test_reading_ahead_ends_where_memory_does(tmp_path: Path) -> None:
+    # Three clips of 0.56 s fit and a little more, which no clip fills.
+    room = (3 * 0.56 + 0.3) * 16000 * 2 / 1e9
+    data = utterances(tmp_path, workers=1, cache_gb=room)
+    assert 3 <= data.waveforms.read <= 5
+    assert 0 < data.waveforms.held <= room * 1e9
+
+
 def test_speed_changes_lengths_and_frames_together(tmp_path: Path) -> None:
     data = utterances(tmp_path, speed=[0.8])
     assert data.augments
@@ -259,6 +267,20 @@ def test_bad_clips_are_skipped_when_asked(tmp_path: Path) -> None:
     assert max(data.sizes("train")) <= 11000
 
 
+def test_what_was_skipped_is_a_share_of_all_that_was_read(tmp_path: Path) -> None:
+    values = tiny_utterances(tmp_path, clips=60)
+    for number in (3, 4, 5):
+        write(tmp_path / f"clip{number:02d}.wav", np.zeros(4000))
+    settings = UtteranceSettings(**values, bad="skip", train_size=1, test_size=2)
+    settings = settings.model_copy(update={"validation_size": 2.0})
+    data = Utterances(settings, seed=0)
+    data.load()
+    # Three of five would be too many; they are three of sixty.
+    data.prepare(GEOMETRY)
+    assert len(data.findings.left_out) == 3
+    assert len(data.samples("train")) == 1
+
+
 def test_another_rate_than_the_backbones_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="hears 8000 samples"):
         utterances(tmp_path, {**GEOMETRY, "rate": 8000})
@@ -309,6 +331,22 @@ def test_fingerprint_follows_sound_text_and_settings(tmp_path: Path) -> None:
     data.load()
     data.prepare(GEOMETRY)
     assert data.fingerprint() not in found
+
+
+def test_the_same_samples_at_another_rate_are_another_sound(tmp_path: Path) -> None:
+    found = []
+    for rate in (8000, 16000):
+        folder = tmp_path / str(rate)
+        folder.mkdir()
+        values = tiny_utterances(folder)
+        for path in folder.glob("*.wav"):
+            sound, _ = soundfile.read(str(path), dtype="int16")
+            soundfile.write(str(path), sound, rate)
+        data = Utterances(UtteranceSettings(**values), seed=0)
+        data.load()
+        data.prepare({**GEOMETRY, "layers": [[400, 160, 0]]})
+        found.append(data.fingerprint())
+    assert found[0] != found[1]
 
 
 def test_without_listening_the_files_count(tmp_path: Path) -> None:

@@ -6,10 +6,8 @@ import sys
 import types
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torchvision.models import mobilenet_v2, resnet18
 
 from headstart.errors import UserError
@@ -18,7 +16,6 @@ from headstart.specs import Feature
 from headstart_vision.heads import (
     build_classifier,
     build_multi_label,
-    sample_targets,
 )
 from headstart_vision.settings import ImageHeadSettings
 
@@ -133,63 +130,6 @@ def test_depth_width_and_dropout() -> None:
     assert deep.layers[-1].in_features == 8
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_classifier_loss_is_cross_entropy(smoothing: float) -> None:
-    plain = classifier(label_smoothing=smoothing)
-    state = run_head(plain, batch(LABELS))
-    expected = F.cross_entropy(state["logits"], LABELS, label_smoothing=smoothing)
-    torch.testing.assert_close(plain.loss(state), expected)
-    weighted = classifier(label_smoothing=smoothing, class_weights=WEIGHTS)
-    expected = F.cross_entropy(
-        state["logits"], LABELS, weight=VECTOR, label_smoothing=smoothing
-    )
-    torch.testing.assert_close(weighted.loss(state), expected)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("weights", ["none", WEIGHTS])
-def test_loss_of_mixed_labels_by_hand(smoothing: float, weights: Any) -> None:
-    """A share of a sample of a class counts as so much of that sample's loss."""
-    head = classifier(label_smoothing=smoothing, class_weights=weights)
-    state = run_head(head, batch(MIXED))
-    logs = state["logits"].detach().double().numpy()
-    logs = logs - np.log(np.exp(logs).sum(1, keepdims=True))
-    by_class = VECTOR.double().numpy() if weights != "none" else np.ones(3)
-    total = unit = 0.0
-    for row, shares in enumerate(MIXED.double().numpy()):
-        for label, share in enumerate(shares):
-            target = (1 - smoothing) * share + smoothing / 3
-            total -= by_class[label] * target * logs[row, label]
-            unit += by_class[label] * share
-    assert head.loss(state).item() == pytest.approx(total / unit, rel=1e-5)
-    assert head.weight(state).item() == pytest.approx(unit)
-
-
-@pytest.mark.parametrize("weights", ["none", "balanced"])
-def test_unmixed_shares_are_labels(weights: str) -> None:
-    head = classifier(label_smoothing=0.1, class_weights=weights)
-    shares = F.one_hot(LABELS, 3).float()
-    whole, mixed = batch(LABELS), batch(shares)
-    torch.testing.assert_close(
-        head.loss(run_head(head, mixed)), head.loss(run_head(head, whole))
-    )
-    torch.testing.assert_close(head.weight(mixed), head.weight(whole))
-
-
-def test_multi_label_loss_is_binary_cross_entropy() -> None:
-    bce = F.binary_cross_entropy_with_logits
-    plain = multi_label()
-    state = run_head(plain, batch(LABEL_SETS))
-    torch.testing.assert_close(plain.loss(state), bce(state["logits"], LABEL_SETS))
-    smooth = multi_label(label_smoothing=0.2)
-    expected = bce(state["logits"], torch.where(LABEL_SETS == 1, 0.9, 0.1))
-    torch.testing.assert_close(smooth.loss(state), expected)
-    weighted = multi_label(class_weights={"sky": 4.0})
-    vector = torch.tensor([1.0, 1.0, 4.0])
-    expected = bce(state["logits"], LABEL_SETS, pos_weight=vector)
-    torch.testing.assert_close(weighted.loss(state), expected)
-
-
 HEADS = [
     (classifier, {}, LABELS),
     (classifier, {"class_weights": WEIGHTS, "label_smoothing": 0.1}, LABELS),
@@ -201,21 +141,6 @@ HEADS = [
 
 
 @pytest.mark.parametrize(("make", "settings", "labels"), HEADS)
-def test_parts_of_a_batch_average_to_the_whole(
-    make: Any, settings: dict[str, Any], labels: torch.Tensor
-) -> None:
-    head = make(**settings)
-    whole = batch(labels)
-    parts = [{k: v[i:j] for k, v in whole.items()} for i, j in ((0, 1), (1, 4))]
-    weights = torch.stack([head.weight(part) for part in parts])
-    losses = torch.stack([head.loss(run_head(head, part)) for part in parts])
-    torch.testing.assert_close(
-        (losses * weights).sum() / weights.sum(), head.loss(run_head(head, whole))
-    )
-    torch.testing.assert_close(weights.sum(), head.weight({"labels": labels}))
-
-
-@pytest.mark.parametrize(("make", "settings", "labels"), HEADS)
 def test_gradient_reaches_every_parameter(
     make: Any, settings: dict[str, Any], labels: torch.Tensor
 ) -> None:
@@ -224,71 +149,6 @@ def test_gradient_reaches_every_parameter(
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
-
-
-def test_class_weights_of_wrong_labels_are_told_together() -> None:
-    with pytest.raises(UserError) as caught:
-        classifier(class_weights={"fish": 2.0, "Dog": 1.0, "owl": -1.0})
-    texts = [str(fault) for fault in caught.value.faults]
-    assert len(texts) == 3
-    assert "'fish'" in texts[0]
-    assert "did you mean 'dog'?" in texts[1]
-    assert "-1.0" in texts[2]
-
-
-def test_classifier_outputs_and_decode() -> None:
-    labels = ["ant", "bee", "cat", "dog", "elk", "fox"]
-    task = {"kind": "single-label", "labels": labels, "counts": [1] * 6}
-    settings = ImageHeadSettings(name="vision/classifier")
-    head = build_classifier(settings, FEATURES, task)
-    logits = torch.tensor([[0.0, 2.0, 1.0, -3.0, 0.5, 0.2], [5.0, 0, 0, 0, 0, 0]])
-    outputs = head.outputs({"logits": logits, "labels": torch.tensor([1, 3])})
-    assert outputs["prediction"].tolist() == [1, 0]
-    assert outputs["target"].tolist() == [1, 3]
-    rows = head.decode(outputs)
-    odds = np.exp(logits[0].numpy())
-    assert rows[0]["label"] == "bee"
-    assert rows[0]["probability"] == pytest.approx(odds[1] / odds.sum(), abs=1e-6)
-    assert list(rows[0]["probabilities"]) == ["bee", "cat", "elk", "fox", "ant"]
-    expected = odds[4] / odds.sum()
-    assert rows[0]["probabilities"]["elk"] == pytest.approx(expected, abs=1e-6)
-    assert rows[1]["label"] == "ant"
-    assert head.decode({k: v.numpy() for k, v in outputs.items()}) == rows
-    assert "target" not in head.outputs({"logits": logits})
-    mixed = head.outputs({"logits": logits, "labels": torch.eye(6)[[4, 2]]})
-    assert mixed["target"].tolist() == [4, 2]
-
-
-def test_multi_label_outputs_and_decode() -> None:
-    head, state = multi_label(), batch(LABEL_SETS)
-    state["logits"] = torch.tensor([[3.0, -1.0, 1.0], [0.0, -0.1, 0.1]])
-    state["labels"] = LABEL_SETS[:2]
-    outputs = head.outputs(state)
-    assert outputs["prediction"].tolist() == [[1, 0, 1], [1, 0, 1]]
-    assert outputs["target"].tolist() == [[1, 0, 0], [0, 1, 1]]
-    rows = head.decode(outputs)
-    assert rows[0]["labels"] == ["sun", "sky"]
-    expected = 1 / (1 + np.exp(1.0))
-    assert rows[0]["probabilities"]["sea"] == pytest.approx(expected, abs=1e-6)
-    assert "target" not in head.outputs({"logits": state["logits"]})
-
-
-@pytest.mark.parametrize(
-    ("build", "kind", "texts"),
-    [
-        (build_classifier, "multi-label", ("single-label", "vision/multi-label")),
-        (build_multi_label, "single-label", ("multi-label", "vision/classifier")),
-        (build_classifier, "boxes", ("single-label", "vision/faster-rcnn")),
-    ],
-)
-def test_wrong_kind_of_task_names_the_right_head(
-    build: Any, kind: str, texts: tuple[str, str]
-) -> None:
-    with pytest.raises(UserError) as caught:
-        build(ImageHeadSettings(name="x"), FEATURES, {**SINGLE, "kind": kind})
-    (fault,) = caught.value.faults
-    assert f"is for {texts[0]} tasks, the data's kind is {kind!r}" in fault.what
-    assert fault.fix == f'head.name = "{texts[1]}"'
 
 
 def test_a_backbone_without_maps_is_refused() -> None:
@@ -304,13 +164,3 @@ def test_report_is_that_of_the_sections(
     stand_in.classification_sections = lambda evaluation: [evaluation.split]
     monkeypatch.setitem(sys.modules, "headstart_vision.sections", stand_in)
     assert make().report(Evaluation("test", {}, {}, SINGLE, [])) == ["test"]
-
-
-def test_sample_targets_hold_every_label() -> None:
-    assert set(sample_targets(SINGLE, 6)["labels"].tolist()) == {0, 1, 2}
-    assert sample_targets(MULTI, 4)["labels"].mean(0).tolist() == [0.5] * 3
-    for make, task in ((classifier, SINGLE), (multi_label, MULTI)):
-        head = make()
-        state = run_head(head, {**batch(), **sample_targets(task, 4)})
-        assert head.loss(state).isfinite()
-        assert head.weight(sample_targets(task, 4)) == 4

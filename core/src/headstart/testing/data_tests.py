@@ -42,6 +42,8 @@ class DataTests(OwnParts):
             json.dumps(data.show(samples[0]))
             assert "id" in samples[0]
         json.dumps([data.task, data.describe()])
+        # Heads and metrics are chosen by the setting.
+        assert data.task["kind"] == data.settings.kind
 
     def test_data_is_a_function_of_settings_and_seed(
         self, data_spec: DataSpec, tmp_path: Path
@@ -92,6 +94,9 @@ class DataTests(OwnParts):
         samples = data.samples("train")
         collate = pickle.loads(pickle.dumps(data.collate))
         assert same(collate([samples[0]]), data.collate([samples[0]]))
+
+    def test_metric_is_tried_on_what_it_measures(self, metric_spec: MetricSpec) -> None:
+        assert metric_spec.sample_task["kind"] in metric_spec.kinds
 
     def test_metric_in_parts_equals_one_pass(self, metric_spec: MetricSpec) -> None:
         outputs = resolve(metric_spec.sample)(metric_spec.sample_task, 12)

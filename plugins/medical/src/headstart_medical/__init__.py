@@ -161,6 +161,7 @@ def _metric(
         summary=summary,
         factory=code,
         inputs=inputs,
+        kinds=(task["kind"],),
         goal=goal,  # type: ignore[arg-type]
         sample="headstart_medical.metrics:sample_outputs",
         sample_task=task,

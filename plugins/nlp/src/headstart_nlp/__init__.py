@@ -13,10 +13,13 @@ from headstart.specs import (
     MetricSpec,
     RecipeSource,
     WeightSourceSpec,
+    label_metrics,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+
+    from headstart.specs import Goal
 
 __version__ = "0.1.0"
 HOOK_API = "1.0"
@@ -137,8 +140,7 @@ def _head(name: str, summary: str, build: str, **varying: Any) -> HeadSpec:
         factory=f"headstart_nlp.heads:{build}",
         needs=("tokens",),
         targets=("labels",),
-        sample="headstart_nlp.heads:sample_targets",
-        **varying,
+        **{"sample": "headstart.classification:sample_labels", **varying},
     )
 
 
@@ -171,6 +173,7 @@ def register_heads() -> Sequence[HeadSpec]:
             settings="headstart_nlp.settings:RegressorSettings",
             kinds=("regression",),
             metrics=("mean-absolute-error", "root-mean-squared-error", "spearman"),
+            sample="headstart_nlp.heads:sample_values",
             sample_task=_VALUE,
         ),
         HeadSpec(
@@ -221,16 +224,16 @@ def register_data() -> Sequence[DataSpec]:
     ]
 
 
-def _metric(
-    name: str, summary: str, task: Mapping[str, Any], **varying: Any
-) -> MetricSpec:
+def _value_metric(name: str, summary: str, goal: Goal) -> MetricSpec:
     return MetricSpec(
         name=f"nlp/{name}",
         summary=summary,
         factory=f"headstart_nlp.metrics:{name.replace('-', '_')}",
+        inputs=("prediction", "target"),
+        kinds=("regression",),
+        goal=goal,
         sample="headstart_nlp.metrics:sample_outputs",
-        sample_task=task,
-        **{"inputs": ("prediction", "target"), "goal": "max", **varying},
+        sample_task=_VALUE,
     )
 
 
@@ -239,6 +242,7 @@ def _language_metric(name: str, summary: str, **varying: Any) -> MetricSpec:
         name=f"nlp/{name}",
         summary=summary,
         factory=f"headstart_nlp.language_metrics:{name.replace('-', '_')}",
+        kinds=("text", "conversation"),
         sample="headstart_nlp.language_metrics:sample_language_outputs",
         sample_task=_LANGUAGE,
         scores=f"headstart_nlp.language_metrics:{name.replace('-', '_')}_scores",
@@ -249,29 +253,16 @@ def _language_metric(name: str, summary: str, **varying: Any) -> MetricSpec:
 @hookimpl
 def register_metrics() -> Sequence[MetricSpec]:
     return [
-        _metric("accuracy", "share of texts with the right label", _SINGLE),
-        _metric("macro-f1", "mean of the labels' F1", _SINGLE),
-        _metric("mcc", "Matthews correlation coefficient", _SINGLE),
-        _metric(
-            "auroc",
-            "area under the ROC curve, mean over the labels",
-            _SINGLE,
-            inputs=("probabilities", "target"),
+        *label_metrics("nlp", "texts"),
+        _value_metric(
+            "mean-absolute-error", "mean distance from the true value", "min"
         ),
-        _metric("exact-match", "share of texts whose labels are all right", _MULTI),
-        _metric(
-            "mean-absolute-error",
-            "mean distance from the true value",
-            _VALUE,
-            goal="min",
-        ),
-        _metric(
+        _value_metric(
             "root-mean-squared-error",
             "root of the mean squared distance from the true value",
-            _VALUE,
-            goal="min",
+            "min",
         ),
-        _metric("spearman", "rank correlation with the true values", _VALUE),
+        _value_metric("spearman", "rank correlation with the true values", "max"),
         _language_metric(
             "perplexity",
             "of held-out text: exp of the mean loss of a token",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.class_weights import class_weights
+from headstart.classification import MultiLabelHead, SingleLabelHead
 from headstart.errors import DataError, UserError
 from headstart.heads import Head
 
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
         RegressorSettings,
         TextHeadSettings,
     )
-
-HEADS = {
-    "single-label": "nlp/classifier",
-    "multi-label": "nlp/multi-label",
-    "regression": "nlp/regressor",
-}
 
 
 class MeanPooling(nn.Module):
@@ -117,11 +111,6 @@ class TextHead(Head):
         pooled = self._pool(state) if self.learned_pooling else state["pooled"]
         return {**state, "logits": self.layers(pooled).float()}
 
-    def weight(self, batch: State) -> Tensor:
-        """Samples in the batch."""
-        labels = batch["labels"]
-        return torch.full((), float(len(labels)), device=labels.device)
-
     def _pool(self, state: State) -> Tensor:
         pooled: Tensor = self.pooling(
             state[self.feature], state["attention_mask"].bool()
@@ -129,69 +118,14 @@ class TextHead(Head):
         return pooled
 
 
-class Classifier(TextHead):
-    """One label per text.
-
-    The loss is cross entropy; with class weights its unit is a sample's class weight.
-    """
-
-    class_weights: Tensor | None
+class Classifier(SingleLabelHead, TextHead):
+    """One label per text."""
 
     def __init__(
-        self,
-        settings: ClassifierSettings,
-        feature: Feature,
-        labels: Sequence[str],
-        counts: Sequence[int],
+        self, settings: ClassifierSettings, feature: Feature, task: Mapping[str, Any]
     ) -> None:
-        super().__init__(settings, feature, len(labels))
-        self.labels = tuple(labels)
-        self.label_smoothing = settings.label_smoothing
-        weights = class_weights(settings.class_weights, labels, counts)
-        self.register_buffer("class_weights", weights, persistent=False)
-
-    def loss(self, state: State) -> Tensor:
-        return F.cross_entropy(
-            state["logits"],
-            state["labels"],
-            weight=self.class_weights,
-            label_smoothing=self.label_smoothing,
-        )
-
-    def weight(self, batch: State) -> Tensor:
-        """Samples in the batch, or the sum of their class weights."""
-        if self.class_weights is None:
-            return super().weight(batch)
-        labels = batch["labels"]
-        return self.class_weights.to(labels.device)[labels].sum()
-
-    def outputs(self, state: State) -> dict[str, Any]:
-        """``probabilities`` (batch, classes), ``prediction`` and ``target`` (batch)."""
-        probabilities = state["logits"].softmax(-1)
-        outputs = {
-            "probabilities": probabilities,
-            "prediction": probabilities.argmax(-1),
-        }
-        if "labels" in state:
-            outputs["target"] = state["labels"]
-        return outputs
-
-    def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """``label``, its ``score``, and the ``probabilities`` of all labels."""
-        rows = []
-        for probabilities, prediction in zip(
-            outputs["probabilities"].tolist(),
-            outputs["prediction"].tolist(),
-            strict=True,
-        ):
-            rows.append(
-                {
-                    "label": self.labels[prediction],
-                    "score": round(probabilities[prediction], 6),
-                    "probabilities": _by_label(self.labels, probabilities),
-                }
-            )
-        return rows
+        super().__init__(settings, feature, len(task["labels"]))
+        self.set_labels(settings, task)
 
     def report(self, evaluation: Evaluation) -> Sequence[Section]:
         from headstart.report import sections
@@ -205,67 +139,14 @@ class Classifier(TextHead):
         ]
 
 
-class MultiLabel(TextHead):
-    """Any number of labels per text.
-
-    The loss is the mean binary cross entropy over texts and labels; class weights
-    multiply what a label that is there contributes.
-    """
-
-    positive_weights: Tensor | None
+class MultiLabel(MultiLabelHead, TextHead):
+    """Any number of labels per text."""
 
     def __init__(
-        self,
-        settings: ClassifierSettings,
-        feature: Feature,
-        labels: Sequence[str],
-        counts: Sequence[int],
+        self, settings: ClassifierSettings, feature: Feature, task: Mapping[str, Any]
     ) -> None:
-        super().__init__(settings, feature, len(labels))
-        self.labels = tuple(labels)
-        self.label_smoothing = settings.label_smoothing
-        weights = class_weights(settings.class_weights, labels, counts)
-        self.register_buffer("positive_weights", weights, persistent=False)
-
-    def loss(self, state: State) -> Tensor:
-        targets = state["labels"].float()
-        # Towards one half, as cross entropy smooths towards equal classes.
-        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
-        return F.binary_cross_entropy_with_logits(
-            state["logits"], targets, pos_weight=self.positive_weights
-        )
-
-    def outputs(self, state: State) -> dict[str, Any]:
-        """``probabilities``, and ``prediction`` and ``target`` of 0 and 1.
-
-        All (batch, labels).
-        """
-        probabilities = state["logits"].sigmoid()
-        outputs = {
-            "probabilities": probabilities,
-            "prediction": (probabilities >= 0.5).long(),
-        }
-        if "labels" in state:
-            outputs["target"] = state["labels"].long()
-        return outputs
-
-    def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """``labels`` that are there, and the ``probabilities`` of all."""
-        return [
-            {
-                "labels": [
-                    label
-                    for label, there in zip(self.labels, prediction, strict=True)
-                    if there
-                ],
-                "probabilities": _by_label(self.labels, probabilities),
-            }
-            for probabilities, prediction in zip(
-                outputs["probabilities"].tolist(),
-                outputs["prediction"].tolist(),
-                strict=True,
-            )
-        ]
+        super().__init__(settings, feature, len(task["labels"]))
+        self.set_labels(settings, task)
 
     def report(self, evaluation: Evaluation) -> Sequence[Section]:
         from headstart.report import sections
@@ -299,6 +180,11 @@ class Regressor(TextHead):
         targets = (state["labels"].float() - self.mean) / self.std
         return F.mse_loss(state["logits"].squeeze(-1), targets)
 
+    def weight(self, batch: State) -> Tensor:
+        """Samples in the batch."""
+        labels = batch["labels"]
+        return torch.full((), float(len(labels)), device=labels.device)
+
     def outputs(self, state: State) -> dict[str, Any]:
         """``prediction`` and ``target``, (batch), in the data's unit."""
         outputs = {
@@ -326,10 +212,9 @@ def build_classifier(
     """The head ``nlp/classifier``.
 
     Raises:
-        UserError: The task is of another kind; class weights that do not fit.
+        UserError: Class weights that do not fit.
     """
-    _check_kind("single-label", task)
-    return Classifier(settings, _tokens(features), task["labels"], task["counts"])
+    return Classifier(settings, _tokens(features), task)
 
 
 def build_multi_label(
@@ -338,8 +223,7 @@ def build_multi_label(
     task: Mapping[str, Any],
 ) -> MultiLabel:
     """The head ``nlp/multi-label``; raises as :func:`build_classifier`."""
-    _check_kind("multi-label", task)
-    return MultiLabel(settings, _tokens(features), task["labels"], task["counts"])
+    return MultiLabel(settings, _tokens(features), task)
 
 
 def build_regressor(
@@ -350,10 +234,8 @@ def build_regressor(
     """The head ``nlp/regressor``.
 
     Raises:
-        UserError: The task is of another kind.
         DataError: All targets are the same.
     """
-    _check_kind("regression", task)
     if not task["std"] > 0:
         raise DataError(
             f"all values to predict in train are {task['mean']}",
@@ -364,27 +246,10 @@ def build_regressor(
     return Regressor(settings, _tokens(features), task["mean"], task["std"])
 
 
-def sample_targets(task: Mapping[str, Any], batch_size: int) -> State:
-    """Valid targets for tests; every label occurs when the batch is large enough."""
+def sample_values(task: Mapping[str, Any], batch_size: int) -> State:
+    """Valid targets of a regression, for tests."""
     rows = torch.arange(batch_size)
-    if task["kind"] == "regression":
-        return {"labels": task["mean"] + task["std"] * (rows % 3 - 1).float()}
-    labels = len(task["labels"])
-    if task["kind"] == "single-label":
-        return {"labels": rows % labels}
-    return {"labels": ((rows[:, None] + torch.arange(labels)) % 2).float()}
-
-
-def _check_kind(kind: str, task: Mapping[str, Any]) -> None:
-    given = task["kind"]
-    if given == kind:
-        return
-    right = HEADS.get(given)
-    raise UserError(
-        f"the head {HEADS[kind]!r} is for {kind} tasks, the data's kind is {given!r}",
-        where="head.name",
-        fix=f'head.name = "{right}"' if right else f'data.kind = "{kind}"',
-    )
+    return {"labels": task["mean"] + task["std"] * (rows % 3 - 1).float()}
 
 
 def _tokens(features: Mapping[str, Feature]) -> Feature:
@@ -397,7 +262,3 @@ def _tokens(features: Mapping[str, Feature]) -> Feature:
             fix="choose a backbone for texts, e.g. nlp/encoder",
         )
     return found[0]
-
-
-def _by_label(labels: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    return {label: round(value, 6) for label, value in zip(labels, values, strict=True)}

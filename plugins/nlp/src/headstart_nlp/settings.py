@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from headstart.settings import BackboneSettings, DataSettings, HeadSettings, Share
+from headstart.settings import (
+    BackboneSettings,
+    ClassificationSettings,
+    DataSettings,
+    HeadSettings,
+    Share,
+)
 
 Size = Annotated[float, Field(ge=0.0)]
 
@@ -47,13 +53,8 @@ class TextHeadSettings(HeadSettings):
     """Before each linear layer."""
 
 
-class ClassifierSettings(TextHeadSettings):
+class ClassifierSettings(TextHeadSettings, ClassificationSettings):
     """``[head]`` of single- and multi-label classification."""
-
-    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
-    """``balanced`` weighs each class by the inverse of its frequency in train."""
-    label_smoothing: Share = 0.0
-    """Share of the target that is spread over all classes."""
 
 
 class RegressorSettings(TextHeadSettings):

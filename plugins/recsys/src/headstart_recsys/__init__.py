@@ -173,6 +173,7 @@ def _metric(name: str, k: int, summary: str, **varying: Any) -> MetricSpec:
         name=f"recsys/{name}@{k}",
         summary=summary.format(k=k),
         factory=code,
+        kinds=("ranking",),
         sample="headstart_recsys.metrics:sample_outputs",
         sample_task=_TASK,
         scores=f"{code}_scores" if averaged else "",

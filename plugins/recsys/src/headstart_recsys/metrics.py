@@ -304,11 +304,6 @@ def _candidates(group: str, task: Mapping[str, Any]) -> int:
 
 def _check(name: str, group: str, k: int, task: Mapping[str, Any]) -> None:
     shown = "-".join(filter(None, (group.replace("_", "-"), name))) + f"@{k}"
-    if task["kind"] != "ranking":
-        raise UserError(
-            f"the metric {shown!r} does not measure {task['kind']} tasks",
-            where="metrics.names",
-        )
     if group == "cold" and not task["cold"]:
         raise UserError(
             f"the metric {shown!r} has nothing to measure",

@@ -111,13 +111,14 @@ def _metric(
         summary=summary,
         factory=function,
         inputs=inputs,
+        kinds=(task["kind"],),
         sample=f"headstart_speech.{module}:{sample}",
         sample_task=task,
         **{"goal": "min", "scores": f"{function}_scores", **varying},
     )
 
 
-_PRETRAINING = {
+_PRETRAINING: dict[str, Any] = {
     "task": _HEARD,
     "module": "pretraining_metrics",
     "sample": "sample_pretraining_outputs",

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from headstart.stages import State
     from headstart_speech.settings import ContrastiveSettings
 
-KIND = "unlabelled-audio"
 QUANTIZABLE = "quantizable"
 """The feature that is quantised: normalised output of the convolutions, never masked,
 (batch, frames, channels)."""
@@ -288,31 +287,16 @@ def build_contrastive(
     """The head ``speech/contrastive``.
 
     Raises:
-        UserError: The task is of another kind; the backbone has nothing to quantise.
+        UserError: The backbone has nothing to quantise.
     """
-    faults = []
-    if task["kind"] != KIND:
-        faults.append(
-            Fault(
-                f"the head {settings.name!r} is for {KIND} tasks, the data's kind is "
-                f"{task['kind']!r}",
-                where="head.name",
-                fix='data.name = "speech/unlabelled"; to transcribe, head.name = '
-                '"speech/ctc"',
-            )
-        )
     if QUANTIZABLE not in features:
-        faults.append(
-            Fault(
-                f"the head {settings.name!r} does not fit this backbone",
-                where="backbone.name",
-                why="wav2vec 2.0's pretraining quantises what convolutions hear of the "
-                f"waveform ({QUANTIZABLE!r}); the backbone gives {', '.join(features)}",
-                fix='backbone.name = "speech/wav2vec2"',
-            )
+        raise UserError(
+            f"the head {settings.name!r} does not fit this backbone",
+            where="backbone.name",
+            why="wav2vec 2.0's pretraining quantises what convolutions hear of the "
+            f"waveform ({QUANTIZABLE!r}); the backbone gives {', '.join(features)}",
+            fix='backbone.name = "speech/wav2vec2"',
         )
-    if faults:
-        raise UserError(*faults)
     return ContrastiveHead(settings, features["hidden"], features[QUANTIZABLE])
 
 

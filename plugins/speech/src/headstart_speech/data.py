@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from headstart.data import DataModule
 from headstart.errors import DataError, Fault
 from headstart_speech import augment
-from headstart_speech.audio import AudioError
+from headstart_speech.audio_faults import AudioError
 from headstart_speech.checks import RATE, check_clips, check_settings, settle
 from headstart_speech.geometry import frame_counts, shortest_clip
 from headstart_speech.inputs import input_samples
-from headstart_speech.resampling import ratio, scaled
 from headstart_speech.sources import completed, read_all
 from headstart_speech.splits import SPLITS, split_clips
 from headstart_speech.waveforms import Waveforms, stacked
@@ -56,6 +55,7 @@ class AudioModule(DataModule):
         self.waveforms = Waveforms(int(settings.cache_gb * 1e9), RATE)
         self._samples: dict[Split, list[Sample]] = {}
         self._layers: Layers = ()
+        self._read = 0
 
     # What a subclass says
 
@@ -77,6 +77,7 @@ class AudioModule(DataModule):
             # What such settings would make of the clips is noise.
             findings.settle(settings, total=0)
         clips = check_clips(read_all(settings, findings), settings, findings)
+        self._read = len({clip.where for clip in clips} | findings.samples.keys())
         clips = settle(clips, settings, findings)
         self.clips = split_clips(clips, settings, self.seed, findings)
         self.task = self.make_task()
@@ -106,11 +107,7 @@ class AudioModule(DataModule):
             return
         self._check_frames()
         if self.settings.workers:
-            # Processes that are forked later share what is there by then.
-            for split in SPLITS:
-                for clip in self.clips[split]:
-                    if not self.waveforms.full:
-                        self._sound(clip)
+            self._read_ahead()
 
     def samples(self, split: Split) -> Sequence[Sample]:
         return self._samples[split]
@@ -121,7 +118,7 @@ class AudioModule(DataModule):
 
     def sizes(self, split: Split) -> np.ndarray:
         """Samples of each clip at 16 kHz, int64."""
-        return np.array([length_of(c) for c in self.clips[split]], dtype=np.int64)
+        return np.array([c.samples(RATE) for c in self.clips[split]], dtype=np.int64)
 
     def collate(self, samples: Sequence[Sample]) -> State:
         """Read, resample and pad to the longest clip.
@@ -178,7 +175,7 @@ class AudioModule(DataModule):
         return input_samples(inputs, longest, shortest_clip(self._layers) / RATE)
 
     def input_sizes(self, samples: Sequence[Sample]) -> np.ndarray:
-        return np.array([length_of(s["clip"]) for s in samples], dtype=np.int64)
+        return np.array([s["clip"].samples(RATE) for s in samples], dtype=np.int64)
 
     def input_name(self, sample: Sample) -> str:
         return str(sample.get("input", sample["id"]))
@@ -209,7 +206,8 @@ class AudioModule(DataModule):
         for split in SPLITS:
             for clip in self.clips.get(split, ()):
                 known = clip.sound.digest if clip.sound else _digest(clip, files)
-                line = [split, clip.id, clip.normal, clip.span, known]
+                rate = clip.facts.rate if clip.facts else None
+                line = [split, clip.id, clip.normal, clip.span, rate, known]
                 digest.update(json.dumps(line).encode())
         return digest.hexdigest()
 
@@ -232,6 +230,15 @@ class AudioModule(DataModule):
     def frame_count(self, samples: Counts) -> Counts:
         """Frames that the backbone makes of clips of so many samples at 16 kHz."""
         return frame_counts(samples, self._layers)
+
+    def _read_ahead(self) -> None:
+        """Read what fits into memory: processes that are forked later share it."""
+        for split in SPLITS:
+            for clip in self.clips[split]:
+                held = self.waveforms.held
+                self._sound(clip)
+                if self.waveforms.held == held:
+                    return
 
     def _make_samples(self) -> None:
         self._samples = {s: [self.sample(c) for c in self.clips[s]] for s in SPLITS}
@@ -267,7 +274,10 @@ class AudioModule(DataModule):
             else:
                 self.findings.sample(*clip.where, fault)
         self.check_frames(fitting)
-        good = {clip.id for clip in settle(every, self.settings, self.findings)}
+        # Faults are counted from the beginning, and so are clips: `data.train_size`
+        # makes none of the others worse.
+        kept = settle(every, self.settings, self.findings, self._read)
+        good = {clip.id for clip in kept}
         for split, clips in self.clips.items():
             self.clips[split] = [clip for clip in clips if clip.id in good]
             if clips and not self.clips[split]:
@@ -277,7 +287,7 @@ class AudioModule(DataModule):
 
     def _unfit(self, clip: Clip) -> Fault | None:
         """Why the backbone does not take a clip."""
-        length, longest = length_of(clip), self.preprocessing.get("longest")
+        length, longest = clip.samples(RATE), self.preprocessing.get("longest")
         if length < shortest_clip(self._layers):
             least = shortest_clip(self._layers) / RATE
             what = f"too short for this backbone: {clip.seconds:.3f} s"
@@ -290,13 +300,6 @@ class AudioModule(DataModule):
             fix = f"data.longest={most:g} with data.long=skip leaves it out"
             return Fault(what, clip.place, f"it takes at most {most:g} s", fix)
         return None
-
-
-def length_of(clip: Clip) -> int:
-    """Samples of a clip at 16 kHz."""
-    assert clip.facts is not None
-    first, last = clip.span
-    return scaled(last - first, ratio(clip.facts.rate, RATE))
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ from headstart.specs import (
     MetricSpec,
     RecipeSource,
     WeightSourceSpec,
+    label_metrics,
 )
 from headstart_vision.catalogue import backbone_specs, weight_sources
 
@@ -60,13 +61,16 @@ def _head(
         settings=f"headstart_vision.settings:{settings}",
         needs=("map",),
         sample_task=task,
-        sample=f"headstart_vision.{rest.pop('sample', module)}:sample_targets",
-        **rest,
+        **{"sample": f"headstart_vision.{module}:sample_targets", **rest},
     )
 
 
+_CLASSIFICATION: dict[str, Any] = {
+    "sample": "headstart.classification:sample_labels",
+    "targets": ("labels",),
+}
 _DETECTION: dict[str, Any] = {
-    "sample": "detectors",
+    "sample": "headstart_vision.detectors:sample_targets",
     "targets": ("boxes", "box_labels", "crowd"),
     "kinds": ("boxes",),
     "metrics": ("map-50", "map", "map-75"),
@@ -87,7 +91,7 @@ def register_heads() -> Sequence[HeadSpec]:
             "heads:build_classifier",
             "ImageHeadSettings",
             _SINGLE,
-            targets=("labels",),
+            **_CLASSIFICATION,
             kinds=("single-label",),
             metrics=("accuracy", "top-5", "macro-f1"),
             tiny={"layers": 2, "class_weights": "balanced"},
@@ -98,7 +102,7 @@ def register_heads() -> Sequence[HeadSpec]:
             "heads:build_multi_label",
             "ImageHeadSettings",
             _MULTI,
-            targets=("labels",),
+            **_CLASSIFICATION,
             kinds=("multi-label",),
             metrics=("macro-f1", "auroc", "exact-match"),
         ),
@@ -228,13 +232,14 @@ def register_data() -> Sequence[DataSpec]:
 
 
 def _metric(
-    name: str, summary: str, task: Mapping[str, Any], *inputs: str
+    name: str, summary: str, task: Mapping[str, Any], *kinds: str
 ) -> MetricSpec:
     return MetricSpec(
         name=f"vision/{name}",
         summary=summary,
         factory=f"headstart_vision.metrics:{name.replace('-', '_')}",
-        inputs=inputs or ("prediction", "target"),
+        inputs=("prediction", "target"),
+        kinds=(task["kind"], *kinds),
         goal="max",
         sample="headstart_vision.metrics:sample_outputs",
         sample_task=task,
@@ -244,26 +249,19 @@ def _metric(
 @hookimpl
 def register_metrics() -> Sequence[MetricSpec]:
     return [
-        _metric("accuracy", "share of images with the right label", _SINGLE),
+        *label_metrics("vision", "images"),
         _metric(
-            "top-5",
-            "share of images whose label is among the five likeliest",
-            _SINGLE,
-            "probabilities",
-            "target",
+            "map",
+            "COCO's mean average precision of boxes, IoU .5 to .95",
+            _BOXES,
+            "instances",
         ),
-        _metric("macro-f1", "mean of the labels' F1", _SINGLE),
         _metric(
-            "auroc",
-            "area under the ROC curve, mean over the labels",
-            _SINGLE,
-            "probabilities",
-            "target",
+            "map-50", "mean average precision of boxes at IoU .5", _BOXES, "instances"
         ),
-        _metric("exact-match", "share of images whose labels are all right", _MULTI),
-        _metric("map", "COCO's mean average precision of boxes, IoU .5 to .95", _BOXES),
-        _metric("map-50", "mean average precision of boxes at IoU .5", _BOXES),
-        _metric("map-75", "mean average precision of boxes at IoU .75", _BOXES),
+        _metric(
+            "map-75", "mean average precision of boxes at IoU .75", _BOXES, "instances"
+        ),
         _metric(
             "mask-map",
             "COCO's mean average precision of masks, IoU .5 to .95",

@@ -30,7 +30,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from headstart_vision.detections import BATCH, Detector
-from headstart_vision.heads import check_kind
 from headstart_vision.pyramid import (
     Images,
     check_doubling,
@@ -132,9 +131,8 @@ def build_faster_rcnn(
     """The head ``vision/faster-rcnn``.
 
     Raises:
-        UserError: The task is of another kind; maps or anchors that do not fit.
+        UserError: Maps or anchors that do not fit.
     """
-    check_kind("boxes", settings.name, task)
     parts, maps = _regions(settings, features, len(task["labels"]) + 1)
     return FasterRcnn(FasterRCNN(**parts), maps, task["labels"])
 
@@ -145,7 +143,6 @@ def build_mask_rcnn(
     task: Mapping[str, Any],
 ) -> MaskRcnn:
     """The head ``vision/mask-rcnn``; raises as :func:`build_faster_rcnn`."""
-    check_kind("instances", settings.name, task)
     classes, width = len(task["labels"]) + 1, settings.channels
     parts, maps = _regions(settings, features, classes)
     predictor = MaskRCNNPredictor(width, width, classes)

@@ -14,7 +14,6 @@ from torchvision.models.segmentation.lraspp import LRASPPHead
 from headstart.errors import Fault, UserError, nearest
 from headstart.heads import Head
 from headstart_vision.annotations import rle
-from headstart_vision.heads import check_kind
 from headstart_vision.pixels import (
     IGNORED,
     classes_at,
@@ -246,7 +245,7 @@ def build_deeplab(
         UserError: The task is of another kind or has too many classes; maps that are
             not there.
     """
-    _check_task(settings.name, task)
+    _check_classes(task)
     main, auxiliary = _main_and_auxiliary(settings, features, task)
     inputs, classes = cast("int", main.channels), len(task["labels"])
     if settings.channels is None:
@@ -273,7 +272,7 @@ def build_fcn(
 
     Reads and raises as :func:`build_deeplab`.
     """
-    _check_task(settings.name, task)
+    _check_classes(task)
     main, auxiliary = _main_and_auxiliary(settings, features, task)
     inputs, classes = cast("int", main.channels), len(task["labels"])
     if settings.channels is None:
@@ -303,7 +302,7 @@ def build_lraspp(
     Raises:
         UserError: As :func:`build_deeplab`; no map is finer than the last one.
     """
-    _check_task(settings.name, task)
+    _check_classes(task)
     maps = _maps(features)
     if settings.features:
         low, high = _named(settings, maps, (2,))
@@ -338,8 +337,7 @@ def sample_targets(task: Mapping[str, Any], batch_size: int) -> State:
     return {"mask": mask}
 
 
-def _check_task(head: str, task: Mapping[str, Any]) -> None:
-    check_kind("semantic", head, task)
+def _check_classes(task: Mapping[str, Any]) -> None:
     if len(task["labels"]) > IGNORED:
         raise UserError(
             f"there are {len(task['labels'])} classes of pixels",

@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from headstart.errors import nearest
-from headstart.settings import BackboneSettings, DataSettings, HeadSettings, Share
+from headstart.settings import (
+    BackboneSettings,
+    ClassificationSettings,
+    DataSettings,
+    HeadSettings,
+    Share,
+)
 from headstart_vision import catalogue
 
 Size = Annotated[float, Field(ge=0.0)]
@@ -73,7 +79,7 @@ class TimmSettings(BackboneSettings):
         return values
 
 
-class ImageHeadSettings(HeadSettings):
+class ImageHeadSettings(ClassificationSettings):
     """``[head]`` of classification: pooled features to labels."""
 
     layers: Positive = 1
@@ -87,10 +93,6 @@ class ImageHeadSettings(HeadSettings):
     grid: Positive = 1
     """Cells on each side of the map that are pooled apart; 2 keeps where in the image
     something is, roughly, which a single vector does not."""
-    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
-    """``balanced`` weighs each class by the inverse of its frequency in train."""
-    label_smoothing: Share = 0.0
-    """Share of the target that is spread over all classes."""
 
 
 class BoxHeadSettings(HeadSettings):

@@ -22,7 +22,6 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from headstart.errors import UserError
 from headstart_vision.detections import Detector
-from headstart_vision.heads import check_kind
 from headstart_vision.pyramid import (
     Images,
     choose_maps,
@@ -194,7 +193,6 @@ def build_retinanet(
     task: Mapping[str, Any],
 ) -> RetinaNetDetector:
     """The head ``vision/retinanet``; raises as :func:`build_faster_rcnn`."""
-    check_kind("boxes", settings.name, task)
     maps = choose_maps(settings.features, features, finest=8)
     width, last, newer = settings.channels, maps[-1], settings.design == "v2"
     if newer and (width % 32 or width == 32):
@@ -233,7 +231,6 @@ def build_ssdlite(
     task: Mapping[str, Any],
 ) -> SsdliteDetector:
     """The head ``vision/ssdlite``; raises as :func:`build_faster_rcnn`."""
-    check_kind("boxes", settings.name, task)
     maps = choose_maps(settings.features, features, finest=8)
     # Statistics and boxes as torchvision's ssdlite320_mobilenet_v3_large has them.
     norm = partial(nn.BatchNorm2d, eps=0.001, momentum=0.03)

@@ -80,6 +80,7 @@ def register_metrics() -> list[MetricSpec]:
             summary="share of right predictions",
             factory=f"{HERE}.metrics:build_accuracy",
             inputs=("prediction", "target"),
+            kinds=("single-label",),
             goal="max",
             sample=f"{HERE}.metrics:sample_outputs",
             sample_task=TASK,

@@ -44,7 +44,7 @@ class Classifier(Head):
 
     def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
         return [
-            {"label": self.labels[row], "score": float(scores[row])}
+            {"label": self.labels[row], "probability": float(scores[row])}
             for row, scores in zip(
                 outputs["prediction"].tolist(), outputs["probabilities"], strict=True
             )
