@@ -256,7 +256,8 @@ def test_fetch_then_offline(
     monkeypatch.setattr(assets, "_sha256", lambda path: pytest.fail("hashed again"))
     assert assets.is_present(asset)
     assert assets.fetch(asset) == folder
-    assert assets.fetch(asset, offline=True) == folder
+    monkeypatch.setenv("HEADSTART_OFFLINE", "1")
+    assert assets.fetch(asset) == folder
 
 
 def test_licence_stands_beside_the_files(site: Site) -> None:
@@ -409,7 +410,8 @@ def test_read_only_cache_serves(site: Site, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(Path, "write_text", refuse)
     monkeypatch.setattr(Path, "mkdir", refuse)
-    assert assets.fetch(asset, offline=True) == folder
+    monkeypatch.setenv("HEADSTART_OFFLINE", "1")
+    assert assets.fetch(asset) == folder
 
 
 class _FullDisk(io.FileIO):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
 import headstart
 from headstart.batch_norm import explained
 from headstart.errors import UserError
-from headstart.testing.toy import heads
+from headstart.testing.toy import data, heads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,6 +76,32 @@ def test_a_batch_of_one_sample(tmp_path: Path) -> None:
         "toy/ring", {**pairs, "train.batch_size": 4}, folder=tmp_path / "four"
     )
     assert done.summary["status"] == "done"
+
+
+def test_a_batch_of_one_sample_that_is_large(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its batch has as many as there is room for, which batch_size does not change."""
+
+    def sizes(self: data.Ring, split: str) -> np.ndarray:
+        found = np.ones(len(self.samples(split)), dtype=np.int64)
+        found[7] = 20
+        return found
+
+    monkeypatch.setattr(data.Ring, "sizes", sizes)
+    total = {**SETTINGS, "train.batch_total": 16}
+    with pytest.raises(UserError, match="BatchNorm") as caught:
+        headstart.run("toy/ring", total, folder=tmp_path / "sixteen")
+    assert "this batch has 1 sample for 1 rank," in caught.value.faults[0].why
+    assert caught.value.faults[0].fix.startswith("raise train.batch_total, or freeze")
+    more = {**total, "train.batch_total": 44}
+    done = headstart.run("toy/ring", more, folder=tmp_path / "more")
+    assert done.summary["status"] == "done"
+    # The range test takes its own steps, and names the one that failed.
+    found = {**total, "train.learning_rate": "auto"}
+    with pytest.raises(UserError, match="BatchNorm") as caught:
+        headstart.run("toy/ring", found, folder=tmp_path / "auto")
+    assert "this batch has 1 sample for 1 rank," in caught.value.faults[0].why
 
 
 @pytest.mark.parametrize("micro_batch", ["auto", "off"])

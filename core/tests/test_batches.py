@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from headstart.batches import BatchParts
+from headstart.batches import BatchParts, epoch_length
 from headstart.data import (
     DataModule,
     epoch_batches,
@@ -16,7 +16,9 @@ from headstart.data import (
     prediction_batches,
 )
 from headstart.distributed import World
-from headstart.errors import DataError
+from headstart.errors import DataError, UserError
+from headstart.testing.toy.data import Ring
+from headstart.training_setup import plan_training
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -209,9 +211,84 @@ def test_parts_by_total(
     assert len(largest) * int(SKEWED[largest].max()) == most
 
 
-def test_data_without_sizes_has_no_total() -> None:
-    with pytest.raises(DataError, match=r"train\.batch_total: .*how large"):
-        DataModule.in_steps(SimpleNamespace(size_unit="units"), 3.0)  # type: ignore[arg-type]
+def test_data_without_sizes_has_no_total(toy_parts: Callable[..., Any]) -> None:
+    # Whatever its unit: some have sizes in evaluation alone.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ring, "sizes", lambda self, split: None)
+        with pytest.raises(DataError, match=r"train\.batch_total: .*how large"):
+            toy_parts({"train.batch_total": 8})
+    # Sizes need no unit of their own.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ring, "size_unit", DataModule.size_unit)
+        recipe, assembly, plan = toy_parts({"train.batch_total": 8, "train.epochs": 1})
+    samples = len(assembly.data.samples("train"))
+    assert plan.total == epoch_length(assembly.data, recipe.train) == samples / 8
+
+
+def test_an_amount_in_steps_of_the_data() -> None:
+    data = SimpleNamespace(size_steps=16_000)
+    found = [DataModule.in_steps(data, total) for total in (None, 2.5, 1e-9)]  # type: ignore[arg-type]
+    assert found == [None, 40_000, 1]
+
+
+def test_a_total_and_no_grouping_contradict(toy_parts: Callable[..., Any]) -> None:
+    """Steps were counted by one and batches made by the other: training hung."""
+    changes = {"train.batch_total": 8, "train.group_by_size": False}
+    with pytest.raises(UserError, match=r"train: batch_total: .*group_by_size"):
+        toy_parts(changes)
+
+
+def test_ranks_share_batches_by_total_whatever_their_number(
+    toy_parts: Callable[..., Any],
+) -> None:
+    changes = {"train.batch_total": 8, "train.batch_size": 16}
+    recipe, assembly, _ = toy_parts(changes)
+    assert plan_training(recipe, assembly, World(0, 3)).total
+    found = []
+    for rank in range(3):
+        batches = BatchParts(assembly.data, recipe, World(rank, 3))
+        steps = list(batches.steps(1, 2))
+        assert len(steps) == batches.steps_per_epoch - 2
+        found.append([p.samples for step in steps for p, _ in step if p.counts])
+    seen = np.sort(np.concatenate([samples for rank in found for samples in rank]))
+    whole = BatchParts(assembly.data, recipe, World())._batches(1)[2:]
+    assert seen.tolist() == sorted(np.concatenate(whole).tolist())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "total", "expected"),
+    [
+        # The last one would be alone, and takes one of the batch before.
+        ([4, 4, 4, 4], 12, [2, 2]),
+        # So does one in the middle: beside 60 there is no room for it.
+        ([30, 30, 30, 50, 60], 110, [2, 2, 1]),
+        # Where it would be too much, or leave another one alone, it does not.
+        ([4, 4, 4, 7], 13, [3, 1]),
+        ([4, 4, 4], 8, [2, 1]),
+    ],
+)
+def test_a_single_sample_takes_another_where_there_is_room(
+    sizes: list[int], total: int, expected: list[int]
+) -> None:
+    known = np.array(sizes)
+    for epoch in range(5):
+        batches = epoch_batches(
+            len(known), 9, seed=0, epoch=epoch, sizes=known, total=total
+        )
+        assert sorted(map(len, batches), reverse=True) == expected
+        assert sorted(np.concatenate(batches).tolist()) == [*range(len(known))]
+        # Sizes are rounded up by 10 % at most.
+        assert all(len(b) == 1 or len(b) * known[b].max() <= total for b in batches)
+
+
+def test_small_whole_sizes_fill_the_total() -> None:
+    """Steps of 10 % of 3 are below 1: rounded up, 4 counted as 5 and 7 as 8."""
+    sizes = np.repeat([3, 4, 7], 20)
+    batches = epoch_batches(60, 60, seed=0, epoch=0, sizes=sizes, total=28)
+    full = sorted(len(b) for b in batches)
+    # 9 of 3 twice; 2 of 3 with 5 of 4; 7 of 4 twice; one of 4 with 3 of 7; 4 of 7 three
+    # times; of the last 5, one would be alone.
+    assert full == [2, 3, 4, 4, 4, 4, 7, 7, 7, 9, 9]
 
 
 @pytest.mark.parametrize("sizes", [None, np.arange(33)])

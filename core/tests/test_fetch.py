@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -19,11 +20,14 @@ from urllib.request import Request
 
 import pytest
 
+from headstart.errors import UserError
 from headstart.fetch import http as fetch_http
 from headstart.fetch.archive import Archive, copy
 from headstart.fetch.http import Http, SourceError
 from headstart.fetch.package_index import PackageIndex
 from headstart.fetch.sources import Fetcher, Source
+from headstart.weights.configuration import read_configuration
+from headstart.weights.published import cache_place, published_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -637,6 +641,64 @@ def test_a_folder_comes_as_the_same_tar_from_any_archive(
         deliver(tmp_path, f"{site.url}/a.zip#tap/", 10240)
 
 
+def test_the_tar_of_a_folder_is_as_tarfile_writes_it(
+    site: Site, tmp_path: Path
+) -> None:
+    files = {
+        f"{'é' * (length // 20)}{'x' * length}/{length}": bytes(length)
+        for length in (1, 90, 100, 140, 511, 512)
+    }
+    expected = io.BytesIO()
+    with tarfile.open(fileobj=expected, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name in sorted(files):
+            info = tarfile.TarInfo(name)
+            info.size = len(files[name])
+            archive.addfile(info, io.BytesIO(files[name]))
+    site.pages["/a.zip"] = zipped({f"top/{n}": c for n, c in files.items()})
+    size = len(expected.getvalue())
+    assert deliver(tmp_path, f"{site.url}/a.zip#top/", size) == expected.getvalue()
+
+
+def test_a_folder_that_swells_is_refused_before_it_is_unpacked(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.pages["/a.zip"] = zipped({"top/a": bytes(10**6), "top/b": TEXT})
+    opened: list[str] = []
+    plain = Archive.open
+    monkeypatch.setattr(
+        Archive, "open", lambda self, name: opened.append(name) or plain(self, name)
+    )
+    with pytest.raises(SourceError, match=r"packs to 1\d+ bytes, 10240 were expected"):
+        deliver(tmp_path, f"{site.url}/a.zip#top/", 10240)
+    assert opened == []
+
+
+def test_a_damaged_folder_leaves_the_next_source_to_try(
+    site: Site, tmp_path: Path
+) -> None:
+    content = bytearray(zipped({"top/a": TEXT}))
+    # Behind the member's header of 30 bytes and its name.
+    content[40] ^= 255
+    site.pages["/a.zip"] = bytes(content)
+    with pytest.raises(SourceError, match="the archive is damaged"):
+        deliver(tmp_path, f"{site.url}/a.zip#top/", 10240)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hf:a/b@main#folder/",
+        "https://h.example/a.zip#folder/[1:4]",
+        "https://h.example/a.zip#folder/!member",
+        "https://h.example/a.zip#/",
+        "https://h.example/a.zip#../",
+    ],
+)
+def test_folders_that_are_no_sources(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        Source.parse(text)
+
+
 def test_unknown_debian_package_hints_at_update(tools: Path, tmp_path: Path) -> None:
     executable(tools, "apt-get", "echo 'E: Unable to locate package x1' >&2; exit 100")
     with pytest.raises(SourceError, match=r"Unable to locate.*apt-get update"):
@@ -710,3 +772,103 @@ def test_real_npm_package(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("apt-get"), reason="not a Debian")
 def test_real_debian_package(tmp_path: Path) -> None:
     assert deliver(tmp_path, "deb:hello#usr/bin/hello[0:4]", 4) == b"\x7fELF"
+
+
+# Weights that a library publishes
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("HEADSTART_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HEADSTART_OFFLINE", raising=False)
+    with cache_place("library/weights") as folder:
+        yield folder
+
+
+def test_published_weights_come_once(
+    site: Site, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.sha256(BODY).hexdigest()
+    for name in (f"network-{digest[:8]}.pth", "network_large.pt"):
+        url = f"{site.url}/models/{name}"
+        site.pages[f"/models/{name}"] = BODY
+        monkeypatch.delenv("HEADSTART_OFFLINE", raising=False)
+        path = published_file(url, place, None, "look elsewhere")
+        assert path == place / name
+        assert path.read_bytes() == BODY
+        monkeypatch.setenv("HEADSTART_OFFLINE", "1")
+        assert published_file(url, place, None, "look elsewhere") == path
+        path.unlink()
+        with pytest.raises(UserError, match="not in the cache and the network is"):
+            published_file(url, place, None, "look elsewhere")
+    assert len(site.seen) == 2
+
+
+def test_published_weights_that_are_cut_are_not_taken_for_whole(
+    site: Site, place: Path
+) -> None:
+    url = f"{site.url}/network.pth"
+    site.pages["/network.pth"] = BODY
+    site.cuts["/network.pth"] = [70_000, 0, 0, 0, 0]
+    with pytest.raises(UserError, match=r"run it again[^\n]*look elsewhere") as caught:
+        published_file(url, place, None, "look elsewhere")
+    assert "cut at 70000 of 256000" in caught.value.faults[0].why
+    assert not (place / "network.pth").exists()
+    del site.cuts["/network.pth"]
+    assert published_file(url, place, None, "").read_bytes() == BODY
+    assert site.asked("/network.pth", "Range")[-1] == "bytes=70000-"
+
+
+def test_published_weights_of_another_hash_are_not_kept(
+    site: Site, place: Path
+) -> None:
+    site.pages["/network-01234567.pth"] = BODY
+    with pytest.raises(UserError, match="wrong hash and was deleted") as caught:
+        published_file(f"{site.url}/network-01234567.pth", place, None, "")
+    assert hashlib.sha256(BODY).hexdigest() in caught.value.faults[0].why
+    assert [path.name for path in place.iterdir()] == [".lock"]
+
+
+def test_a_cache_that_cannot_be_written_serves_what_it_has(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = type(place).open
+
+    def refused(self: Path, mode: str = "r", *rest: object, **more: object) -> object:
+        if "w" in mode:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        return plain(self, mode, *rest, **more)  # type: ignore[call-overload]
+
+    (place / "network.pth").write_bytes(BODY)
+    monkeypatch.setattr(type(place), "open", refused)
+    with cache_place("library/weights") as folder:
+        url = "https://127.0.0.1:1/network.pth"
+        assert published_file(url, folder, None, "").read_bytes() == BODY
+    # What has to be written is still refused, and so is a full disk.
+    with (
+        pytest.raises(UserError, match="cannot be written: Read-only"),
+        cache_place("library/weights") as folder,
+    ):
+        (folder / "other").open("w")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no config.json beside the weights"),
+        (b"{", "this is no JSON"),
+        (b"\xff", "this is no JSON"),
+        (b"[1]", "holds no configuration"),
+        ("folder", "cannot be read: Is a directory"),
+    ],
+)
+def test_a_configuration_that_is_none(
+    content: bytes | str | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_configuration(path)

@@ -389,6 +389,30 @@ def test_the_probe_takes_the_largest_samples_with_all_that_will_train(
     assert trained, "the probe is of the phase that takes most memory"
 
 
+@pytest.mark.usefixtures("unmeasured")
+def test_the_probe_augments_as_training_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Some losses read what only augmentation adds, and it may change sizes."""
+    augment, loss = data.Ring.augment, heads.Classifier.loss
+    seen: list[bool] = []
+
+    def augmented(self: data.Ring, batch: State, generator: torch.Generator) -> State:
+        return {**augment(self, batch, generator), "negatives": torch.ones(1)}
+
+    def read(self: heads.Classifier, state: State) -> torch.Tensor:
+        if self.training:
+            seen.append("negatives" in state)
+        return loss(self, state)
+
+    monkeypatch.setattr(data.Ring, "augment", augmented)
+    monkeypatch.setattr(heads.Classifier, "loss", read)
+    auto = {**SETTINGS, "train.micro_batch": "auto", "data.noise": 0.1}
+    done = headstart.run("toy/ring", auto, folder=tmp_path / "run")
+    assert len(seen) == done.summary["steps"] + 1
+    assert all(seen)
+
+
 def test_the_probe_says_when_a_single_sample_does_not_fit(
     room: Callable[..., None], exact: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -232,6 +232,12 @@ def test_too_little_memory_is_a_warning_with_ways_out(
     headstart.run("toy/ring", changes, folder=tmp_path / "b", callbacks=[told])
     (text,) = (text for text in told.texts if text.startswith("warning"))
     assert "gradient_checkpointing" not in text
+    told.texts.clear()
+    changes = {**SETTINGS, "train.batch_total": 9}
+    headstart.run("toy/ring", changes, folder=tmp_path / "c", callbacks=[told])
+    (text,) = (text for text in told.texts if text.startswith("warning"))
+    assert "train.batch_total=4.5" in text
+    assert "eval_batch_size" not in text
 
 
 def test_what_cannot_be_measured_is_trained_all_the_same(

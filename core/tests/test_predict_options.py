@@ -54,6 +54,14 @@ def test_what_is_true_by_default_can_be_switched_off() -> None:
     assert split_options(["--no-loud", "x"], Options) == (["x"], {"loud": False})
     with pytest.raises(UserError, match="there is no option --no-times"):
         split_options(["--no-times"], Options)
+    with pytest.raises(UserError, match="did you mean '--no-loud'"):
+        split_options(["--no-lod"], Options)
+    # Whether that is true or false, nobody could tell.
+    with pytest.raises(UserError) as caught:
+        split_options(["--no-loud=false"], Options)
+    (fault,) = caught.value.faults
+    assert fault.what == "--no-loud takes no value"
+    assert fault.fix == "--no-loud alone, or --loud=false"
 
 
 def test_all_wrong_words_are_told() -> None:

@@ -434,6 +434,7 @@ def choose(
         frozen: int = 2,
         split: Any = "train",
         seed: int = 0,
+        total: float | None = None,
         **settings: Any,
     ) -> SimpleNamespace:
         overrides = {"data.count": 60, **(data or {})}
@@ -452,6 +453,7 @@ def choose(
             CacheSettings(**settings),
             Execution(CPU, bf16),
             batch_size=16,
+            batch_total=total,
             seed=seed,
             tell=told.append,
             world=World(),
@@ -615,8 +617,10 @@ def test_views_are_of_a_seed(choose: Callable[..., SimpleNamespace]) -> None:
         settings = {"mode": "on", "data": noisy, "views": views}
         assert ": on, " in choose(**settings).told
         assert ": found, " in choose(**settings).told
-        (told,) = choose(**settings, seed=1).all
-        assert ": on, " in told
+        # And of the batches, whose samples share it.
+        for other in ({"seed": 1}, {"total": 4}):
+            (told,) = choose(**settings, **other).all
+            assert ": on, " in told
     # Without augmentation there is no chance in it.
     assert ": on, " in choose(mode="on").told
     assert ": found, " in choose(mode="on", seed=1).told

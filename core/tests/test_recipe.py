@@ -510,6 +510,37 @@ def test_misfit_without_any_that_fits(known: Registry) -> None:
     assert "no installed head fits" in str(error.value)
 
 
+# Strategy
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fix"),
+    [
+        ({"strategy.freeze_until": "first"}, "layer-retraining or gradual or lp-ft"),
+        ({"strategy.lora.rank": 4, "strategy.name": "global"}, "strategy.name=lora"),
+        ({"strategy.name": "gradual", "strategy.head_share": 0.5}, "lp-ft"),
+    ],
+)
+def test_a_key_that_the_strategy_does_not_read(
+    known: Registry, overrides: dict[str, Any], fix: str
+) -> None:
+    with pytest.raises(UserError, match="does not read it") as error:
+        load_recipe("toy/ring", overrides, registry=known)
+    (fault,) = error.value.faults
+    assert fix in fault.fix and "strategy." in fault.where
+
+
+def test_a_recipe_may_bring_what_another_strategy_reads(known: Registry) -> None:
+    pieces = {"backbone": "toy/network", "head": "toy/classifier", "data": "toy/ring"}
+    tables: dict[str, Any] = {key: {"name": name} for key, name in pieces.items()}
+    tables["strategy"] = {"name": "gradual", "freeze_until": "first"}
+    for name in ("gradual", "global"):
+        recipe = build_recipe(
+            tables, {"strategy.name": name}, origin="x.toml", registry=known
+        )
+        assert recipe.strategy.freeze_until == "first"
+
+
 # Metrics
 
 

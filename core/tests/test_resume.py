@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from headstart.checkpoint import newest_checkpoint
 from headstart.errors import UserError
 from headstart.plugins import load_plugins
 from headstart.testing import toy
+from headstart.testing.toy.data import Ring
 
 BASE = {
     "data.count": 200,
@@ -29,6 +31,23 @@ SITUATIONS = {
     "global": {},
     "unfreezing": {"strategy.name": "gradual", "strategy.unfreeze_share": 0.8},
     "lp-ft": {"strategy.name": "lp-ft"},
+    # The step of the change, 9, is that of a checkpoint.
+    "lp-ft above a stage": {
+        "strategy.name": "lp-ft",
+        "strategy.head_share": 0.375,
+        "strategy.freeze_until": "first",
+        "train.ema": 0.9,
+    },
+    "lp-ft above all": {
+        "strategy.name": "lp-ft",
+        "strategy.head_share": 0.375,
+        "strategy.freeze_until": "third",
+    },
+    "unfreezing above a stage": {
+        "strategy.name": "gradual",
+        "strategy.freeze_until": "first",
+        "train.ema": 0.9,
+    },
     "accumulation": {"train.accumulate": 3},
     "average": {"train.ema": 0.9},
     "workers": {"data.workers": 1},
@@ -111,6 +130,25 @@ def test_a_killed_run_ends_with_the_same_bits(situation, tmp_path):
     assert resumed.metrics == whole.metrics
     assert resumed.summary["best_step"] == whole.summary["best_step"]
     assert resumed.summary["steps"] == whole.summary["steps"]
+
+
+def test_batches_by_total_go_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
+    def sizes(self, split):
+        return 3 + np.arange(len(self.samples(split)), dtype=np.int64) * 7 % 30
+
+    monkeypatch.setattr(Ring, "sizes", sizes)
+    total = {"train.batch_total": 130, "train.batch_size": 40, "train.accumulate": 2}
+    settings = {**BASE, **total, "strategy.name": "feature-extraction"}
+    whole = headstart.run("toy/ring", settings, folder=tmp_path / "whole")
+    assert whole.summary["steps"] % 3 == 0
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):
+        headstart.run("toy/ring", settings, folder=folder, callbacks=[KillAt(5)])
+    with pytest.raises(Killed):
+        headstart.resume(folder, callbacks=[KillAt(29)])
+    headstart.resume(folder)
+    assert same_bits(weights(folder), weights(whole.folder))
+    assert losses(folder) == losses(whole.folder)
 
 
 def test_before_the_first_checkpoint_it_starts_anew(tmp_path):

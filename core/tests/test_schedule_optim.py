@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from headstart.optim import (
     build_optimizer,
@@ -68,11 +69,28 @@ def test_tri_stage_rises_stays_and_falls_exponentially() -> None:
     assert found == pytest.approx(expected)
 
 
+def test_tri_stage_that_is_all_hold_or_more_than_all() -> None:
+    whole = factors(10, schedule="tri-stage", warmup=0.3, hold=0.7)
+    assert whole == pytest.approx([0.25, 0.5, 0.75, *[1] * 7])
+    with pytest.raises(ValidationError, match=r"warmup and hold: 0\.7 and 0\.4 are"):
+        TrainSettings(schedule="tri-stage", warmup=0.7)
+    # Others do not hold.
+    assert TrainSettings(schedule="linear", warmup=0.7).hold == 0.4
+
+
+def test_a_seed_that_generators_take() -> None:
+    assert TrainSettings(seed=10**9 - 1).seed == 10**9 - 1
+    for seed in (-1, 10**9):
+        with pytest.raises(ValidationError, match="seed"):
+            TrainSettings(seed=seed)
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "tri-stage"])
 @pytest.mark.parametrize("warmup", [0.0, 0.06, 0.5, 1.0])
 def test_no_step_is_spent_at_zero(schedule: str, warmup: float) -> None:
     for total in (1, 2, 3, 17, 100):
-        values = factors(total, schedule=schedule, warmup=warmup)
+        hold = min(0.4, 1 - warmup)
+        values = factors(total, schedule=schedule, warmup=warmup, hold=hold)
         assert all(0 < value <= 1 for value in values)
 
 

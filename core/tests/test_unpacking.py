@@ -60,6 +60,52 @@ def test_files_are_there_and_nothing_outside(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("out"))
 
 
+def test_names_that_start_with_a_dot_and_those_that_swell(tmp_path: Path) -> None:
+    """GNU tar writes ./a when it is given a folder; nothing was unpacked then."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name in ("./a.wav", "./sub/./b.wav"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            archive.addfile(info, io.BytesIO(b"1"))
+        # Of GNU's sparse format: no byte is there, 5,000 are to be.
+        info = tarfile.TarInfo("hole")
+        info.type = tarfile.GNUTYPE_SPARSE
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        header[386:410] = b"00000011610\0" + b"00000000000\0"
+        header[483:495] = b"00000011610\0"
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        out.write(header)
+        archive.offset += len(header)
+    folder = unpacked(asset_of(out.getvalue()), "sounds.tar")
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert found == {"a.wav", "sub/b.wav"}
+
+
+def test_an_archive_without_files_and_a_path_that_is_not_there(cache: Path) -> None:
+    asset = asset_of(packed({"../out": b"1"}))
+    with pytest.raises(AssetError, match="no plain files"):
+        unpacked(asset, "sounds.tar")
+    assert not [p for p in (cache / "unpacked").rglob("*") if p.is_file()]
+    with pytest.raises(AssetError, match=r"no file 'sound\.tar'.*\n.*sounds\.tar"):
+        unpacked(asset, "sound.tar")
+
+
+def test_what_a_killed_process_left_is_no_part_of_it(cache: Path) -> None:
+    asset = asset_of(packed({"a": b"1"}))
+    folder = unpacked(asset, "sounds.tar")
+    # As if it had been killed in between, with the same name for its draft.
+    draft = folder.with_name(f".{folder.name}.part")
+    folder.rename(draft)
+    (draft / "a").write_bytes(b"")
+    (draft / "half").touch()
+    assert unpacked(asset, "sounds.tar") == folder
+    assert [p.name for p in folder.iterdir()] == ["a"]
+    assert (folder / "a").read_bytes() == b"1"
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
 def test_it_is_unpacked_once_and_removed_with_the_asset(cache: Path) -> None:
     asset = asset_of(packed({"a": b"1"}))
     folder = unpacked(asset, "sounds.tar")

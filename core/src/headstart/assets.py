@@ -186,9 +186,12 @@ def is_present(asset: Asset) -> bool:
     return not _missing(asset)
 
 
-def fetch(
-    asset: Asset, *, progress: Progress | None = None, offline: bool | None = None
-) -> Path:
+def offline() -> bool:
+    """Whether ``HEADSTART_OFFLINE`` forbids the network."""
+    return os.environ.get("HEADSTART_OFFLINE", "0") not in ("", "0")
+
+
+def fetch(asset: Asset, *, progress: Progress | None = None) -> Path:
     """The folder with an asset's files, brought from the first source that has them.
 
     Each file appears under its name only once it is complete and its hash is right.
@@ -197,7 +200,6 @@ def fetch(
     Args:
         asset: What to fetch.
         progress: Told about transfers.
-        offline: Never use the network; by default when ``HEADSTART_OFFLINE`` is set.
 
     Raises:
         AssetError: No source could deliver, the network is forbidden, or the cache
@@ -206,18 +208,16 @@ def fetch(
     folder = asset_folder(asset)
     if is_present(asset):
         return folder
-    if offline is None:
-        offline = os.environ.get("HEADSTART_OFFLINE", "0") not in ("", "0")
-    if offline:
+    if offline():
         raise AssetError(
             f"asset {asset.name!r} is not in the cache and the network is forbidden",
             where=str(folder),
-            why="offline was asked for, or HEADSTART_OFFLINE is set",
+            why="HEADSTART_OFFLINE is set",
             fix=f"fetch it where there is a network, or {_by_hand(asset)}",
         )
     work = cache_folder() / "downloads" / asset.name
     try:
-        with _lock(asset, progress):
+        with locked(asset, progress):
             # Another process may have brought some of them while this one waited.
             missing = _missing(asset)
             with Fetcher(work, progress) as fetcher:
@@ -260,7 +260,7 @@ def remove(asset: Asset) -> None:
         AssetError: The cache folder cannot be written.
     """
     try:
-        with _lock(asset, None):
+        with locked(asset):
             for kind in ("assets", "downloads", "unpacked"):
                 with suppress(FileNotFoundError):
                     shutil.rmtree(cache_folder() / kind / asset.name)
@@ -351,7 +351,8 @@ def _seen(file: AssetFile, state: os.stat_result) -> dict[str, Any]:
 
 
 @contextmanager
-def _lock(asset: Asset, progress: Progress | None) -> Iterator[None]:
+def locked(asset: Asset, progress: Progress | None = None) -> Iterator[None]:
+    """Within it, no other process changes what the cache has of an asset."""
     folder = cache_folder() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / asset.name).open("w") as file:

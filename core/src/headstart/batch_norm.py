@@ -63,6 +63,8 @@ def _why_and_fix(batches: BatchParts, step: int) -> tuple[str, str]:
     why = f"this batch has {size} sample{plural} for {ranks} rank{'s' * (ranks > 1)}"
     if len(batches.samples) < 2 * ranks:
         return why, ""
+    if batches.total is not None:
+        return why, "raise train.batch_total, or "
     # The last two batches of an epoch may have half of their samples each.
     return why, f"set train.batch_size to {4 * ranks} or more, or "
 

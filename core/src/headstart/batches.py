@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from headstart.data import Columns, epoch_batches
+from headstart.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,16 +43,27 @@ class Part:
 
 
 def epoch_length(data: DataModule, train: TrainSettings) -> int:
-    """Batches of an epoch, the same number in each."""
+    """Batches of an epoch, the same number in each.
+
+    Raises:
+        DataError: They are to be made by size, and the samples have none.
+    """
     count = len(data.samples("train"))
     total = data.in_steps(train.batch_total)
-    if total is None:
+    if total is None or not count:
         return math.ceil(count / train.batch_size)
     sizes = data.sizes("train")
+    if sizes is None:
+        raise DataError(
+            "the data does not say how large its training samples are",
+            where="train.batch_total",
+            why="all of them count as equally large",
+            fix="set train.batch_size alone",
+        )
     batches = epoch_batches(
         count, train.batch_size, seed=0, epoch=0, sizes=sizes, total=total
     )
-    return len(batches) if count else 0
+    return len(batches)
 
 
 class BatchParts:
@@ -67,7 +79,7 @@ class BatchParts:
         self.sizes = data.sizes("train")
         self.batch_size = train.batch_size
         self._train = train
-        self._total = data.in_steps(train.batch_total)
+        self.total = data.in_steps(train.batch_total)
         self._world = world
         self.accumulate = train.accumulate
         # A pretrained model that is only tested needs nothing to train on.
@@ -123,7 +135,7 @@ class BatchParts:
         count = self.batch_size
         if self.sizes is None:
             return np.arange(min(count, len(self.samples)))
-        if self._total is not None:
+        if self.total is not None:
             sizes = self.sizes
             return max(self._batches(0), key=lambda b: len(b) * int(sizes[b].max()))
         return np.argsort(-self.sizes, kind="stable")[:count]
@@ -181,7 +193,7 @@ class BatchParts:
             seed=self._train.seed,
             epoch=epoch,
             sizes=self.sizes if self._train.group_by_size else None,
-            total=self._total,
+            total=self.total,
         )
 
     def _costs_planned(self, cached: bool) -> list[tuple[int, int, int]]:

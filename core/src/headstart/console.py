@@ -290,7 +290,7 @@ def _batch(recipe: Recipe, data: DataModule) -> str:
     """How large a step is, in words."""
     if recipe.train.batch_total is None:
         return str(recipe.train.batch_size)
-    return f"at most {recipe.train.batch_total:g} {data.size_unit}"
+    return f"at most {_inline(recipe.train.batch_total)} {data.size_unit}"
 
 
 def _splits(described: Mapping[str, Any]) -> str:

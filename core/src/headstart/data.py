@@ -184,20 +184,8 @@ class DataModule(ABC):
         return None
 
     def in_steps(self, total: float | None) -> int | None:
-        """An amount in ``size_unit`` as :meth:`sizes` counts.
-
-        Raises:
-            DataError: The data does not tell sizes.
-        """
-        if total is None:
-            return None
-        if self.size_unit == DataModule.size_unit:
-            raise DataError(
-                "the data does not say how large its samples are",
-                where="train.batch_total",
-                fix="set train.batch_size alone",
-            )
-        return max(int(total * self.size_steps), 1)
+        """An amount in ``size_unit`` as :meth:`sizes` counts, at least 1."""
+        return None if total is None else max(int(total * self.size_steps), 1)
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> State:
@@ -320,8 +308,9 @@ def epoch_batches(
     epoch has as many batches.
 
     Returns:
-        Arrays of sample indices; every sample once, the last batch may be smaller, but
-        without ``total`` is never a single sample unless there is no other.
+        Arrays of sample indices; every sample once. The last batch may be smaller. One
+        of a single sample, on which BatchNorm cannot train, is there only where there
+        is no other sample, or ``total`` allows none of the batch before beside it.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(count)
@@ -329,6 +318,10 @@ def epoch_batches(
         steps = _size_steps(sizes)
         order = order[np.argsort(steps[order], kind="stable")]
         batches = cut_by_total(order, steps, batch_size, total)
+        for i in range(1, len(batches)):
+            before, last = batches[i - 1 : i + 1]
+            if len(last) == 1 and len(before) > 2 and 2 * steps[last[0]] <= total:
+                batches[i - 1 : i + 1] = np.split(np.append(before, last), [-2])
         return [batches[i] for i in generator.permutation(len(batches))]
     if sizes is not None:
         windows = [
@@ -392,6 +385,7 @@ def _size_steps(sizes: np.ndarray) -> np.ndarray:
     """Each size rounded up to the next step, a step being 10 % of the size."""
     smallest = max(int(sizes.min()), 1) if len(sizes) else 1
     count = np.ceil(np.log(np.maximum(sizes, 1) / smallest) / np.log(1.1) - 1e-9)
-    steps: np.ndarray = np.ceil(smallest * 1.1**count).astype(np.int64)
+    # Sizes are whole numbers: none lies between a step and the whole number below it.
+    steps: np.ndarray = np.floor(smallest * 1.1**count).astype(np.int64)
     rounded: np.ndarray = np.maximum(steps, sizes)
     return rounded

@@ -33,6 +33,7 @@ CHANGEABLE = (
     "train.evaluate_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",
+    "train.eval_batch_size",
     "train.log_every",
     "train.bad_steps",
     "train.gradient_checkpointing",

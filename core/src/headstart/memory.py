@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headstart.batches import BatchParts
+    from headstart.data import DataModule
     from headstart.distributed import World
     from headstart.execution import Execution
     from headstart.model import Model
@@ -75,12 +76,20 @@ def more_parts(batches: BatchParts, model: Model, tell: Callable[[str], None]) -
         )
 
 
-def fits(model: Model, batches: BatchParts, execution: Execution) -> bool:
-    """Whether the largest part goes forward and backward; leaves no trace."""
+def fits(
+    model: Model, data: DataModule, batches: BatchParts, execution: Execution
+) -> bool:
+    """Whether the largest part goes forward and backward; leaves no trace.
+
+    Augmented as in training: that may change its size, and add what the loss reads.
+    """
     before = {name: value.clone() for name, value in model.named_buffers()}
     try:
         part = batches.parts(batches.largest())[0]
         state = execution.move(batches.collate(part))
+        if data.augments:
+            generator = torch.Generator(execution.device).manual_seed(0)
+            state = data.augment(state, generator)
         with execution.autocast():
             loss = model.head.loss(model(model.prefix(state)))
         loss.backward()  # type: ignore[no-untyped-call]

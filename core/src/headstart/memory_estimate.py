@@ -357,7 +357,9 @@ def _ways_out(trainer: Trainer, evaluating: bool) -> Iterator[str]:
     """What would need less, the least costly first."""
     recipe = trainer.recipe
     train = recipe.train
-    if evaluating:
+    if train.batch_total is not None:
+        yield f"train.batch_total={train.batch_total / 2:g}"
+    elif evaluating:
         yield f"train.eval_batch_size={max(recipe.eval_batch_size // 2, 1)}"
     if trainer.batches.cut < train.batch_size:
         yield f"train.accumulate={2 * train.accumulate} or a smaller train.batch_size"

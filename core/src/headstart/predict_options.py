@@ -55,6 +55,10 @@ def split_options(
         negated = name.removeprefix("no_")
         if not kinds and model and bool in types_of(model, negated):
             values[negated] = False
+            if equals:
+                positive = f"--{negated.replace('_', '-')}"
+                fix = f"{shown} alone, or {positive}={value}"
+                faults.append(Fault(f"{shown} takes no value", fix=fix))
         elif not kinds:
             faults.append(_unknown(shown, model))
         elif bool in kinds and not equals:
@@ -100,9 +104,11 @@ def check_options(
 
 
 def _unknown(option: str, model: type[PredictOptions] | None) -> Fault:
-    names = (
-        [f"--{name.replace('_', '-')}" for name in model.model_fields] if model else []
-    )
+    fields = [name.replace("_", "-") for name in model.model_fields] if model else []
+    names = [f"--{name}" for name in fields]
     why = f"this run's head takes {', '.join(names)}" if names else ""
+    if model and option.startswith("--no-"):
+        flags = (n for n in model.model_fields if bool in types_of(model, n))
+        names += [f"--no-{name.replace('_', '-')}" for name in flags]
     fix = nearest(option, names) if names else "put -- before inputs that start so"
     return Fault(f"there is no option {option}", why=why, fix=fix)

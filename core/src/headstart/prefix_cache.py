@@ -212,7 +212,9 @@ class PrefixCaches:
             "bf16": self.execution.bf16,
             "precision": self.settings.precision,
             # The chance of a view is that of a batch, not of a sample.
-            "views": [views, self.seed, self.batch_size] if augmented else [],
+            "views": [views, self.seed, self.batch_size, self._total]
+            if augmented
+            else [],
         }
         text = json.dumps(about, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode())

@@ -61,7 +61,7 @@ def range_test(
             state = execution.move(parts[0][1])
             if data.augments:
                 state = data.augment(state, generator)
-            with execution.autocast(), explained(trial, batches, Progress()):
+            with execution.autocast(), explained(trial, batches, Progress(len(curve))):
                 loss = trial.head.loss(trial(trial.prefix(state)))
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

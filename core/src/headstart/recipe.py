@@ -217,6 +217,14 @@ def build_recipe(
         registry,
     ):
         faults.found.append(replace(fault, where=faults.where(fault.where)))
+    strategy = cast("StrategySettings | None", settings.get("strategy"))
+    told = {o.split(".")[1] for o in overrides if o.startswith("strategy.")}
+    for key in sorted(told):
+        # Of overrides alone: a recipe may bring what another strategy of it reads.
+        if strategy and (readers := strategy.not_read(key)):
+            what = f"the strategy {strategy.name!r} does not read it"
+            fix = f"strategy.name={' or '.join(readers)}, or leave it out"
+            faults.add(f"strategy.{key}", what, fix=fix)
     faults.raise_all()
     backbone = cast("BackboneSettings", settings["backbone"])
     if not backbone.weights:
@@ -429,12 +437,10 @@ def _metrics(
     known = {short_name(n) for n in registry.metrics if n.startswith(f"{plugin}/")}
     stopping = cast("EarlyStoppingSettings | None", settings.get("early_stopping"))
     deciding = {
-        "metrics.best": wanted.best,
+        "metrics.best": wanted.best or measured[0],
         "early_stopping.metric": stopping.metric if stopping else "",
     }
     watched = {short_name(spec.name) for spec in found if spec.goal == "none"}
-    if not wanted.best and asked and short_name(asked[0]) in watched:
-        deciding["metrics.best"] = short_name(asked[0])
     for key, name in deciding.items():
         if name in watched:
             fix = f"choose one of {', '.join(n for n in measured if n not in watched)}"

@@ -34,8 +34,8 @@ def learning_rate_factor(settings: TrainSettings, plan: Plan, step: int) -> floa
         case "cosine":
             return 0.5 * (1 + math.cos(math.pi * (1 - left)))
         case "tri-stage":
-            start = min(warmup + math.ceil(settings.hold * length), length - 1)
-            falling = max(position - start, 0) / max(length - 1 - start, 1)
+            held = min(warmup + math.ceil(settings.hold * length), length - 1)
+            falling = max(position - held, 0) / max(length - 1 - held, 1)
             return float(FLOOR**falling)
         case _:
             return 1.0

@@ -7,15 +7,15 @@ known, typed and documented; an unknown key is an error that names the nearest o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class Settings(BaseModel):
@@ -146,6 +146,22 @@ class StrategySettings(Settings):
     lora: LoraSettings = Field(default_factory=LoraSettings)
     """``lora``: the adapters."""
 
+    _readers: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "train_last": ("layer-retraining",),
+        "freeze_until": ("layer-retraining", "gradual", "lp-ft"),
+        "stages": ("surgical",),
+        "unfreeze_share": ("gradual",),
+        "head_share": ("lp-ft",),
+        "lora": ("lora",),
+    }
+
+    def not_read(self, key: str) -> tuple[str, ...]:
+        """The strategies that read a key which this one leaves unread; else none."""
+        readers = self._readers.get(key, ())
+        if self.name in readers or key not in self._readers:
+            return ()
+        return readers if getattr(self, key) != getattr(type(self)(), key) else ()
+
 
 class TrainSettings(Settings):
     """``[train]``: the loop."""
@@ -199,7 +215,7 @@ class TrainSettings(Settings):
     """How many of the last checkpoints stay, the best one not counted."""
     log_every: Annotated[int, Field(ge=1)] = 10
     """Steps between two lines of the metrics log."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=10**9)] = 0
     """Of splits, new parameters, the order of samples, dropout and augmentation."""
     device: str = "auto"
     """``auto`` takes a CUDA device where there is one, else the CPU."""
@@ -219,6 +235,23 @@ class TrainSettings(Settings):
     """Keep images and volumes channels-last in memory, which convolutions like."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs ``headstart[tensorboard]``)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        faults = []
+        if self.schedule == "tri-stage" and self.warmup + self.hold > 1 + 1e-9:
+            faults.append(
+                f"warmup and hold: {self.warmup:g} and {self.hold:g} are more than all "
+                "steps; choose less, so that some are left in which the rate falls"
+            )
+        if self.batch_total is not None and not self.group_by_size:
+            faults.append(
+                "batch_total: makes batches by size, which group_by_size = false "
+                "forbids; leave one of them out"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
 
 class CacheSettings(Settings):

@@ -121,9 +121,12 @@ def make_plan(
                     changes.pop()
                 changes.append((start, frozenset(names[len(names) - count :])))
         case "lp-ft":
-            switch = min(max(round(settings.head_share * total), 1), total)
-            changes = [(0, frozenset()), (switch, frozenset(_above(settings, names)))]
-            phases = (0, switch) if switch < total else (0,)
+            above = frozenset(_above(settings, names))
+            switch = max(round(settings.head_share * total), 1)
+            changes = [(0, frozenset())]
+            if above and switch < total:
+                changes.append((switch, above))
+                phases = (0, switch)
         case _:
             changes = [(0, every)]
     factors = {

@@ -329,7 +329,7 @@ class Trainer:
         self.model.train()
         self.model.train_stages(self.plan.trainable(self.plan.total - 1))
         while True:
-            full = not fits(self.model, self.batches, self.execution)
+            full = not fits(self.model, self.data, self.batches, self.execution)
             # Ranks with shards wait for each other in every pass, and cannot be asked.
             if not self._sharded:
                 full = self.world.any(full, self.execution.device)
@@ -341,9 +341,8 @@ class Trainer:
         mean = self.losses.mean()
         if mean is not None:
             rate, factor = self.progress.learning_rate, self.update.factor
-            head_rate = self.recipe.train.head_learning_rate or rate
-            if self.plan.later(self.progress.step - 1):
-                head_rate = rate
+            later = self.plan.later(self.progress.step - 1)
+            head_rate = (not later and self.recipe.train.head_learning_rate) or rate
             values = {
                 "loss": mean,
                 "learning_rate": rate * factor,

@@ -37,7 +37,7 @@ def plan_training(
     """
     train = recipe.train
     ranks = world.size if world else 1
-    if train.batch_size % ranks:
+    if train.batch_total is None and train.batch_size % ranks:
         raise UserError(
             f"{ranks} ranks cannot share a batch of {train.batch_size} equally",
             where="train.batch_size",

@@ -70,5 +70,7 @@ class Validation:
                 "the validation does not fit into the device's memory",
                 where="train.eval_batch_size",
                 why=str(error).partition("\n")[0],
-                fix=f"choose less than {size}",
+                fix=f"choose less than {size}"
+                if self.recipe.train.batch_total is None
+                else "choose less, or lower train.batch_total",
             ) from error

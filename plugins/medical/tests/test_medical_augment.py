@@ -12,10 +12,10 @@ from headstart_medical.augment import (
     UNKNOWN,
     Chance,
     Preset,
+    _moved,
     _recoloured,
     _turned,
     augmented,
-    central,
     hide,
 )
 
@@ -129,12 +129,17 @@ def test_slices_are_augmented_too() -> None:
         assert changed.isfinite().all() and not torch.equal(changed, image)
 
 
-def test_the_middle_is_what_the_margin_surrounds() -> None:
-    image, mask = patches(margin=3)
-    cut, classes = central(image, mask, SIZE)
-    assert torch.equal(cut, image[:, :, 3:-3, 3:-3, 3:-3])
-    assert classes is not None
-    assert torch.equal(classes, mask[:, 3:-3, 3:-3, 3:-3])
+def test_moving_reaches_both_ends_of_the_margin() -> None:
+    """Each start from 0 to the margin's room is drawn, at every axis by itself."""
+    places = torch.arange(6 * 5).view(1, 1, 6, 5).repeat(200, 1, 1, 1).float()
+    moved, _ = augmented(places, None, (4, 5), "light", (1, 1), generator(0))
+    assert moved.shape == (200, 1, 4, 5)
+    still, _ = _moved(places, None, (4, 5), Chance(generator(0), places.device))
+    starts = still[:, 0, 0, 0] / 5
+    assert set(starts.tolist()) == {0.0, 1.0, 2.0}
+    assert torch.equal(
+        still[:, 0, -1, -1] - still[:, 0, 0, 0], torch.full((200,), 19.0)
+    )
 
 
 def test_hidden_blocks_are_a_share_and_show_nothing() -> None:

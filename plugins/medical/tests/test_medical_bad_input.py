@@ -250,6 +250,55 @@ def test_empty_labels_may_be_good(root):
     assert found.cases[1].look.counts[1] == 0
 
 
+def test_more_classes_than_a_mask_has_room_for(root):
+    (text,) = faults(labels=tuple(map(str, range(128))))
+    assert "data.labels: 128 classes where at most 127 have room" in text
+
+
+def test_a_class_whose_value_is_not_known(root):
+    found = faults(ignore=1)
+    assert "data.ignore: 1 is the value of class 'tumour', too" in found[0]
+    # nnU-Net has it among its labels.
+    labels = {"background": 0, "tumour": 1, "ignore": 2}
+    training = [
+        {"image": f"images/p{i}.nii.gz", "label": f"labels/p{i}.nii.gz"}
+        for i in range(3)
+    ]
+    content = json.dumps({"labels": labels, "training": training})
+    (root / "dataset.json").write_text(content)
+    save(root / "labels/p1.nii.gz", mask() * 2)
+    found, settings, findings = looked(labels=(), ignore=2, empty=True)
+    assert findings.settle(settings, 3) == set()
+    assert found.labels == {"background": 0, "tumour": 1}
+    assert found.cases[1].look.counts == (10 * 12 * 8 - 27, 0)
+
+
+def test_labels_of_two_kinds(tmp_path):
+    """Which of them is meant nobody knows; the first by name was taken."""
+    save(tmp_path / "p0_image.nii.gz", scan(0))
+    for name in ("edema", "label"):
+        save(tmp_path / f"p0_{name}.nii.gz", mask())
+    (text,) = faults(labels=("background", "edema"))
+    assert "a label of all classes, and labels of single ones" in text
+    assert "p0_edema.nii.gz, p0_label.nii.gz" in text
+
+
+def test_a_folder_that_cannot_be_opened(root, monkeypatch):
+    """Its cases must not be missing without a word."""
+    from headstart_medical import paths
+
+    real = paths.os.scandir
+
+    def closed(place):
+        if str(place).endswith("labels"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return real(place)
+
+    monkeypatch.setattr(paths.os, "scandir", closed)
+    with pytest.raises(DataError, match="labels: the folder cannot be opened"):
+        looked()
+
+
 def test_classes_without_names(root):
     (text,) = faults(labels=())
     assert "data.labels: the classes have no names" in text
@@ -396,6 +445,18 @@ def test_a_patient_in_two_splits(root):
     assert "anna: a.csv, line 2 (train), a.csv, line 3 (test)" in text
 
 
+def test_a_patient_whose_first_case_has_their_name(root):
+    """A case's id may be that of its patient; that says nothing against them."""
+    (root / "a.csv").write_text(
+        "id,image,label,patient,split\n"
+        "anna,images/p0.nii.gz,labels/p0.nii.gz,anna,train\n"
+        "anna-2,images/p1.nii.gz,labels/p1.nii.gz,anna,test\n"
+        "ben,images/p2.nii.gz,labels/p2.nii.gz,ben,validation\n"
+    )
+    (text,) = faults("a.csv")
+    assert "anna: a.csv, line 2 (train), a.csv, line 3 (test)" in text
+
+
 def test_a_volume_in_two_splits_by_content(root):
     """Another name, another file format and another order of the axes."""
     turned = np.ascontiguousarray(scan(0)[::-1].transpose(1, 0, 2))
@@ -449,6 +510,28 @@ def write_slices(folder, places, *, series="1.2.3", patient=ID, seed=0, size=(6,
         pydicom.dcmwrite(file, data, enforce_file_format=True)
 
 
+def without(folder, tag):
+    for file in folder.iterdir():
+        data = pydicom.dcmread(file)
+        delattr(data, tag)
+        data.save_as(file)
+
+
+def no_directions(folder):
+    for file in folder.iterdir():
+        data = pydicom.dcmread(file)
+        data.ImageOrientationPatient = [0.0] * 6
+        data.save_as(file)
+
+
+def beside(folder):
+    """One slice shifted within its plane, by 4 mm."""
+    file = sorted(folder.iterdir())[2]
+    data = pydicom.dcmread(file)
+    data.ImagePositionPatient[0] = 4.0
+    data.save_as(file)
+
+
 def remove_pixels(folder):
     for file in folder.iterdir():
         data = pydicom.dcmread(file)
@@ -494,9 +577,25 @@ SERIES = {
         lambda folder: write_slices(folder, [0, 5, 10, 15, 17]),
         ["slices that are not evenly apart", "from 2.00 to 5.00 mm"],
     ),
+    "not on one line": (
+        lambda folder: (write_slices(folder, [0, 5, 10, 15]), beside(folder)),
+        ["slices that are not on one line", "up to 4.00 mm beside it"],
+    ),
     "no pixels": (
         lambda folder: (write_slices(folder, [0, 5]), remove_pixels(folder)),
         ["no DICOM images in this folder", "2 DICOM files without pixels"],
+    ),
+    "no rows": (
+        lambda folder: (write_slices(folder, [0, 5]), without(folder, "Rows")),
+        ["a tag that cannot be read: 1.2.3-0-000.dcm", "AttributeError"],
+    ),
+    "no directions": (
+        lambda folder: (write_slices(folder, [0, 5]), no_directions(folder)),
+        ["rows and columns that are not at right angles: 1.2.3-0-000.dcm"],
+    ),
+    "not decoded": (
+        lambda folder: (write_slices(folder, [0, 5]), without(folder, "BitsAllocated")),
+        ["pixels that cannot be decoded: 1.2.3-0-000.dcm"],
     ),
     "no DICOM": (
         lambda folder: (write_slices(folder, [0]),
@@ -516,6 +615,29 @@ def test_bad_series(tmp_path, name):
         assert text in found[0]
     assert "Doe" not in found[0]
     assert "4711" not in found[0]
+
+
+def test_whatever_a_series_does_is_told(tmp_path, monkeypatch):
+    """No trace, and no words of an error that may hold values of tags."""
+    from headstart_medical import dicom
+
+    write_slices(tmp_path / "p", [0, 5])
+
+    def fail(*_):
+        raise KeyError(NAME)
+
+    monkeypatch.setattr(dicom, "_ordered", fail)
+    (text,) = faults(kind="reconstruction")
+    assert "p: a DICOM series that cannot be read | " in text
+    assert "KeyError" in text and "Doe" not in text
+
+
+def test_channels_of_two_people(tmp_path):
+    write_slices(tmp_path / "p1/T1", [0, 5], seed=1)
+    write_slices(tmp_path / "p1/T2", [0, 5], seed=2, patient="another")
+    (text,) = faults(kind="reconstruction", channels=("T1", "T2"))
+    assert "p1: channels of different patients" in text
+    assert "4711" not in text
 
 
 def test_the_same_person_in_two_splits_by_dicom(tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import stat
+import struct
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ UNET = {
     "channels": [4, 8],
     "strides": [2],
 }
+SWIN = {"in_channels": 1, "out_channels": 2}
 METADATA = {
     "version": "0.1.0",
     "network_data_format": {
@@ -332,6 +334,13 @@ def test_a_dynunets_second_names_are_left_out(tmp_path):
     assert not any("skip_layers" in name for name in names)
 
 
+def test_names_that_training_on_several_gpus_made_are_undone(tmp_path):
+    plain = get(write_bundle(tmp_path / "b"))
+    parallel = {f"module.{n}": t for n, t in segresnet().state_dict().items()}
+    found = get(write_bundle(tmp_path / "c", model=parallel))
+    assert found.tensors().keys() == plain.tensors().keys()
+
+
 def test_channel_names_are_taken_only_when_every_channel_has_its_own():
     def names(channels: Any, outputs: int | None = 2) -> tuple[str, ...]:
         output = {"pred": {"channel_def": channels}}
@@ -379,6 +388,7 @@ EXPRESSIONS = {
     "reference to an expression": "@hostile",
     "object in a shell": "@shell",
     "too large": 10**6,
+    "too large for a float": 10**400,
     "not a number": float("nan"),
     "infinite": float("inf"),
     "long list": [1] * 100,
@@ -425,7 +435,15 @@ DEFINITIONS = {
     "list": [UNET],
     "gigantic": {**UNET, "channels": [4096] * 8, "strides": [1] * 7},
     "endless": {**SEGRESNET, "blocks_down": [4096, 4096]},
-    "wide": {"_target_": "SwinUNETR", "in_channels": 1, "feature_size": 4092},
+    "many layers": {
+        "_target_": "DenseNet121",
+        "spatial_dims": 2,
+        "in_channels": 1,
+        "out_channels": 2,
+        "block_config": [64] * 5,
+    },
+    "wide": {"_target_": "SwinUNETR", **SWIN, "feature_size": 4092},
+    "wide windows": {"_target_": "SwinUNETR", **SWIN, "window_size": 40},
 }
 
 
@@ -435,6 +453,48 @@ def test_a_network_that_is_not_plainly_monais_is_refused(tmp_path, untouched, ki
     with pytest.raises(RefusedError, match="network_def"):
         get(folder)
     assert not list(untouched.rglob("*"))
+
+
+def test_a_network_far_larger_than_its_parameters_is_refused(tmp_path, untouched):
+    # A few lines of text.
+    vast = {"_target_": "UNETR", **SWIN, "img_size": [256, 256, 256]}
+    folder = write_bundle(tmp_path / "b", vast)
+    said = r"95,\d{3},\d{3} numbers(.|\n)*model\.pt has 24,698"
+    with pytest.raises(RefusedError, match=said):
+        get(folder)
+    assert not [p for p in untouched.rglob("config.json") if p.is_file()]
+
+
+def test_a_network_of_a_later_release_may_have_more_than_its_file(tmp_path):
+    known = segresnet().state_dict()
+    del known["up_layers.0.0.norm1.weight"]
+    assert get(write_bundle(tmp_path / "b", model=known)).tensors()
+
+
+def test_what_is_said_of_a_value_is_short_however_large_it_is():
+    class Counted(str):
+        shown = 0
+
+        def __repr__(self) -> str:
+            Counted.shown += 1
+            return "x"
+
+    many: Any = [Counted("x")] * 9
+    for _ in range(4):
+        # As YAML's aliases make them.
+        many = [many] * 9
+    for definition in (
+        many,
+        {"_target_": many},
+        {**UNET, "_mode_": many},
+        {**UNET, "act": {"_x_": many}},
+        {**UNET, "act": 16**9000},
+        {**UNET, 16**9000: 1},
+    ):
+        with pytest.raises(RefusedError) as caught:
+            read(definition)
+        assert len(str(caught.value)) < 1000
+    assert Counted.shown < 100
 
 
 def test_the_nearest_known_network_is_offered():
@@ -511,6 +571,18 @@ def test_a_zip_that_unpacks_to_far_more_is_refused(tmp_path):
         get(path)
 
 
+def test_a_zip_that_states_more_bytes_than_it_has_is_refused(tmp_path):
+    path = tmp_path / "b.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(8 * 1024**2))
+    content = bytearray(path.read_bytes())
+    # In the list of members: compressed size.
+    struct.pack_into("<I", content, content.index(b"PK\1\2") + 20, 2**30)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="unpacks to 8,388,608 bytes"):
+        get(path)
+
+
 def test_a_damaged_zip_is_refused(tmp_path, untouched):
     path = zipped(write_bundle(tmp_path / "b"), tmp_path / "b.zip")
     content = bytearray(path.read_bytes())
@@ -525,6 +597,10 @@ def test_a_damaged_zip_is_refused(tmp_path, untouched):
     content[offset] ^= 255
     (tmp_path / "c.zip").write_bytes(content)
     with pytest.raises(UserError, match=r"model\.pt: is damaged"):
+        get(tmp_path / "c.zip")
+    content[offset - 2000] ^= 255
+    (tmp_path / "c.zip").write_bytes(content)
+    with pytest.raises(UserError, match="Bad magic number for file header"):
         get(tmp_path / "c.zip")
     assert not [p for p in untouched.rglob("*") if p.is_file()]
 

@@ -183,6 +183,35 @@ def test_nnunet_json_lists_no_files(tmp_path):
     assert as_names(found)["a"] == (["a_0000.nii.gz", "a_0001.nii.gz"], ["a.nii.gz"])
 
 
+def test_links_that_lead_back_are_not_followed_again(tmp_path):
+    touch(tmp_path / "d", "p1/image.nii.gz", "p2/image.nii.gz")
+    (tmp_path / "d/p1/back").symlink_to(tmp_path / "d")
+    touch(tmp_path, "elsewhere/image.nii.gz")
+    (tmp_path / "d/p3").symlink_to(tmp_path / "elsewhere")
+    found, _ = listed("d", kind="reconstruction")
+    assert [case.id for case in found.cases] == ["p1", "p2", "p3"]
+
+
+def test_words_are_found_behind_letters_that_grow_in_lower_case(tmp_path):
+    touch(tmp_path, "Fuß1.nii", "Fuß1_seg.nii", "Fuß2.nii", "Fuß2_seg.nii")
+    found, findings = listed(labels=LABELS)
+    assert not findings.fatal
+    assert as_names(found)["Fuß1"] == (["Fuß1.nii"], ["Fuß1_seg.nii"])
+
+
+def test_sessions_of_a_subject_beside_patients_with_names(tmp_path, monkeypatch):
+    """A list that names its patients must not hide whose the others are."""
+    from headstart import assets
+
+    monkeypatch.setattr(assets, "fetch", lambda asset: tmp_path)
+    touch(tmp_path / "bids", "sub-1/ses-1/T1.nii.gz", "sub-1/ses-2/T1.nii.gz")
+    found, _ = listed("bids", channels=("T1",), test_path="asset:brain-tumours")
+    patients = [case.patient for case in found.cases]
+    assert patients[:2] == ["sub-1", "sub-1"]
+    assert len(set(patients)) == len(patients) - 1
+    assert found.named
+
+
 def test_csv(tmp_path):
     touch(tmp_path, *(f"v/{n}.nii.gz" for n in ("1a", "1b", "1m", "2a", "2b", "2m")))
     (tmp_path / "cases.csv").write_text(

@@ -225,6 +225,17 @@ def test_pretraining_hides_parts(tmp_path: Path) -> None:
     assert not torch.equal(several["hidden"][0], several["hidden"][1])
 
 
+def test_pretraining_measures_patches_without_a_margin(tmp_path: Path) -> None:
+    """Nothing cuts it off again outside of training."""
+    changes = {"kind": "reconstruction", "augmentation": "light", "margin": 3}
+    data = volumes(tmp_path / "d", **changes)
+    wide = tuple(side + 6 for side in PATCH)
+    assert data.collate([data.samples("train")[0]])["image"].shape[2:] == wide
+    for split in ("validation", "test"):
+        batch = data.collate([data.samples(split)[0]])
+        assert batch["image"].shape[2:] == batch["hidden"].shape[2:] == PATCH
+
+
 def test_pretraining_never_opens_a_label(tmp_path: Path) -> None:
     folder = tmp_path / "d"
     folder.mkdir()
@@ -294,6 +305,78 @@ def test_bad_inputs_are_told_together(tmp_path: Path) -> None:
         assert word in text
 
 
+def test_what_nobody_can_predict_for_is_told(tmp_path: Path) -> None:
+    """As when training: NaN would give an empty mask, and no word about it."""
+    data = volumes(tmp_path / "d")
+    made = np.random.default_rng(0).random((20, 18, 16)).astype(np.float32)
+    hole = made.copy()
+    hole[0, 0, 0] = np.nan
+    for name, array in [("hole", hole), ("flat", made * 0 + 7)]:
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii.gz")
+    with pytest.raises(DataError) as caught:
+        data.from_inputs([tmp_path / "hole.nii.gz", tmp_path / "flat.nii.gz"])
+    assert len(caught.value.faults) == 2
+    text = str(caught.value)
+    assert "hole.nii.gz: values that are no numbers: 1 voxels" in text
+    assert "flat.nii.gz: a constant volume: every voxel is 7" in text
+
+
+def two_channels(folder: Path, data: Volumes, shift: float = 0.0) -> Volumes:
+    """Cases a and b as nnU-Net names them, the second channel moved by millimetres."""
+    folder.mkdir(parents=True)
+    for seed, name in enumerate(("a_0000", "a_0001", "b_0000", "b_0001")):
+        array = np.random.default_rng(seed).random((20, 18, 16)).astype(np.float32)
+        affine = np.eye(4)
+        affine[0, 3] = shift * (seed % 2)
+        nib.save(nib.Nifti1Image(array, affine), folder / f"{name}.nii.gz")
+    settings = data.settings.model_copy(update={"channels": ("T1", "T2")})
+    return Volumes(settings, 0)
+
+
+def test_predictions_need_no_labels_and_take_every_case(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d")
+    fresh = two_channels(tmp_path / "n" / "imagesTs", data)
+    inside = fresh.from_inputs([tmp_path / "n" / "imagesTs"])
+    assert [Path(s["id"]).name for s in inside] == ["a", "b"]
+    assert [p.name for p in inside[1]["case"].images] == [
+        "b_0000.nii.gz",
+        "b_0001.nii.gz",
+    ]
+    # Beside cases with labels they were left out; a label's faults are nobody's.
+    two_channels(tmp_path / "n" / "imagesTr", data)
+    (tmp_path / "n/labelsTr").mkdir()
+    (tmp_path / "n/labelsTr/other.nii.gz").write_bytes(b"this is no volume")
+    (tmp_path / "n/imagesTr/a_0000.nii.gz").rename(
+        tmp_path / "n/imagesTr/c_0000.nii.gz"
+    )
+    (tmp_path / "n/imagesTr/a_0001.nii.gz").rename(
+        tmp_path / "n/imagesTr/c_0001.nii.gz"
+    )
+    for i in range(2):
+        (tmp_path / f"n/imagesTr/b_000{i}.nii.gz").unlink()
+    whole = fresh.from_inputs([tmp_path / "n"])
+    assert [Path(s["id"]).name for s in whole] == ["a", "b", "c"]
+
+
+def test_channels_to_predict_from_are_on_one_grid(tmp_path: Path) -> None:
+    fresh = two_channels(tmp_path / "imagesTs", volumes(tmp_path / "d"), shift=3.0)
+    with pytest.raises(DataError, match="different affine: up to 3 mm") as caught:
+        fresh.from_inputs([tmp_path / "imagesTs"])
+    assert len(caught.value.faults) == 2
+
+
+def test_volumes_of_another_version_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headstart_medical import data as module
+
+    first = volumes(tmp_path / "d", cache="disk")
+    monkeypatch.setattr(module, "__version__", "0.1.1")
+    second = volumes(tmp_path / "d", cache="disk")
+    assert first.store.folder != second.store.folder
+    assert first.fingerprint() == second.fingerprint(), "a run may still be resumed"
+
+
 def test_fingerprint_is_of_content_and_settings(tmp_path: Path) -> None:
     first = volumes(tmp_path / "d").fingerprint()
     moved = tmp_path / "moved"
@@ -361,6 +444,35 @@ def test_workers_get_no_copy_of_the_cache(tmp_path: Path) -> None:
     assert pickle.loads(text).store.held == 0
 
 
+def test_a_damaged_file_of_the_cache_is_made_again(tmp_path: Path) -> None:
+    def made() -> dict[str, np.ndarray]:
+        return {"x": np.arange(3)}
+
+    Store("disk", 0, tmp_path / "s").get("a", made)
+    (file,) = (tmp_path / "s").iterdir()
+    for content in (b"", file.read_bytes()[:-4]):
+        file.write_bytes(content)
+        again = Store("disk", 0, tmp_path / "s")
+        assert again.get("a", made)["x"].tolist() == [0, 1, 2]
+        assert again.made == 1
+        assert Store("disk", 0, tmp_path / "s").get("a", dict)["x"][2] == 2
+
+
+def test_a_cache_without_room_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.numpy
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    with pytest.raises(HeadstartError, match="No space left") as caught:
+        Store("disk", 0, tmp_path / "s").get("a", lambda: {"x": np.arange(3)})
+    assert "HEADSTART_CACHE" in str(caught.value)
+    assert not list((tmp_path / "s").iterdir())
+
+
 def test_a_store_is_not_fooled_by_names(tmp_path: Path) -> None:
     store = Store("disk", 0, tmp_path / "s")
     first = store.get("../../a b", lambda: {"x": np.arange(3)})
@@ -383,7 +495,9 @@ def test_scans_are_resized_and_labelled(tmp_path: Path) -> None:
     assert {s["label"] for s in data.samples("test")} == {0, 1}, "stratified"
 
 
-def test_slices_are_labelled_by_what_is_in_them(tmp_path: Path) -> None:
+def test_slices_are_labelled_by_what_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "v"
     folder.mkdir()
     tiny_volumes(folder)
@@ -417,6 +531,9 @@ def test_slices_are_labelled_by_what_is_in_them(tmp_path: Path) -> None:
         assert np.array_equal(batch["image"][row, 1], image[..., number])
         below = image[..., max(number - 1, 0)]
         assert np.array_equal(batch["image"][row, 0], below)
+    some = Scans(settings.model_copy(update={"every": 5}), 0)
+    some.load()
+    assert {s["slice"] for s in some.samples("train")} == {0, 5, 10, 15}
     counts = [sum(s["label"] == c for s in data.samples("train")) for c in (0, 1)]
     assert data.task["counts"] == counts and min(counts) > 0
     fresh = Scans(data.settings, 0)
@@ -424,7 +541,41 @@ def test_slices_are_labelled_by_what_is_in_them(tmp_path: Path) -> None:
     fresh.prepare({})
     inputs = fresh.from_inputs([folder / "case0" / "image.nii.gz"])
     assert len(inputs) == 16
-    assert "labels" not in fresh.collate(list(inputs))
+    read = []
+    monkeypatch.setattr(fresh, "read_case", _counted(fresh.read_case, read))
+    whole = fresh.collate(list(inputs))
+    assert "labels" not in whole
+    more = fresh.from_inputs([folder / "case1" / "image.nii.gz"])
+    other = fresh.collate([more[3], inputs[3]])
+    assert len(read) == 3, "a volume once, not once a slice"
+    assert torch.equal(other["image"][1], whole["image"][3])
+    assert not torch.equal(other["image"][0], whole["image"][3])
+    # What is between the slices' middles stays the file's own.
+    assert data.task["spacing"] == pytest.approx([20 / 12, 18 / 14, 1.5], abs=1e-4)
+
+
+def _counted(call: Any, calls: list[Any]) -> Any:
+    def counted(*given: Any) -> Any:
+        calls.append(given)
+        return call(*given)
+
+    return counted
+
+
+def test_scans_may_be_all_test(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    data = scans(folder)
+    assert len(list(data.baselines())) == 2
+    tested = scans(folder, path="", test_path=str(folder))
+    assert len(tested.samples("test")) == 16
+    assert list(tested.baselines()) == [], "nothing to learn them from"
+
+
+def test_who_counts_as_a_patient_is_told(tmp_path: Path) -> None:
+    told = volumes(tmp_path / "d").describe()["test"]
+    assert told == "2 volumes of 2 patients (each case counts as one)"
+    named = volumes(tmp_path / "d", patient=r"(case\d)").describe()["test"]
+    assert named == "2 volumes of 2 patients"
 
 
 def test_settings_that_contradict_are_told() -> None:
@@ -434,6 +585,9 @@ def test_settings_that_contradict_are_told() -> None:
         ({"percentiles": (99.0, 1.0)}, "lower"),
         ({"folds": 3, "fold": 3}, "0 to 2"),
         ({"labels": ("a", "b"), "values": (0,)}, "one for each"),
+        ({"labels": ("a", "b", "a")}, "labels: one of them is there twice"),
+        ({"labels": ("a", "b"), "values": (1, 1)}, "values: one of them is there"),
+        ({"fold": 2}, "data.folds; this is 2"),
     ]:
         with pytest.raises((ValueError, HeadstartError), match=word):
             VolumeSettings(name="medical/volumes", path="x", **values)  # type: ignore[arg-type]

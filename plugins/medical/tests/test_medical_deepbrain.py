@@ -15,6 +15,7 @@ from headstart.assets import load_manifest
 from headstart.errors import UserError
 from headstart.plugins import PluginInfo, Registry
 from headstart.weights.sources import SourceContext
+from headstart_medical import graph
 from headstart_medical.deepbrain import deepbrain_tensors, resolve_deepbrain
 from headstart_medical.graph import read_constants
 
@@ -170,6 +171,15 @@ def test_a_graph_cut_or_changed_anywhere_never_ends_in_another_error():
             read_constants(bytes(changed), "x")
         except UserError:
             pass
+
+
+def test_constants_together_have_a_limit(monkeypatch):
+    # Each is filled up with its only value.
+    monkeypatch.setattr(graph, "LIMIT", 4000)
+    filled = [node(f"n{i}", tensor((400,), packed(1.0))) for i in range(3)]
+    assert len(read_constants(b"".join(filled[:2]), "graph.pb")) == 2
+    with pytest.raises(UserError, match="constants are larger than 4,000"):
+        read_constants(b"".join(filled), "graph.pb")
 
 
 def test_kernels_are_turned_and_the_background_gets_a_row_of_zeros(tmp_path):

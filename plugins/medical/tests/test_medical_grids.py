@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from headstart_medical.data_settings import VolumeSettings
 from headstart_medical.grids import (
     Grid,
     from_ras,
@@ -17,7 +18,13 @@ from headstart_medical.grids import (
     to_original,
     to_ras,
 )
-from headstart_medical.intensity import percentile, robust, window, z_score
+from headstart_medical.intensity import (
+    normalised,
+    percentile,
+    robust,
+    window,
+    z_score,
+)
 from headstart_medical.patches import cut, positions
 
 SHAPE = (7, 10, 13)
@@ -165,6 +172,13 @@ def test_windows_cut_and_percentiles_find_them() -> None:
     scaled = percentile(ramp, 10, 90).ravel()
     assert (scaled[100], scaled[900]) == (0.0, 1.0)
     assert scaled[[0, 500, 1000]].tolist() == [0.0, 0.5, 1.0]
+
+
+def test_the_largest_value_never_turns_dark_into_bright() -> None:
+    settings = VolumeSettings(name="x", path="x")
+    volume = np.array([-1000.0, -500.0, -250.0]).reshape(3, 1, 1)
+    assert normalised(volume, "max", settings).ravel().tolist() == [-1000, -500, -250]
+    assert normalised(-volume, "max", settings).ravel().tolist() == [1, 0.5, 0.25]
 
 
 def test_a_bright_lesion_hardly_moves_the_robust_scale() -> None:

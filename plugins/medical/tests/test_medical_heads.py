@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.networks.nets import DynUNet
 from torch import nn
 
 from headstart.errors import UserError
@@ -16,7 +17,7 @@ from headstart.specs import Feature
 from headstart.stages import Backbone
 from headstart_medical import run_lengths
 from headstart_medical.calibration import fit_temperature, scaled
-from headstart_medical.classifier import build_classifier, sample_labels
+from headstart_medical.classifier import build_classifier
 from headstart_medical.head_settings import (
     ClassifierSettings,
     ReconstructionSettings,
@@ -244,6 +245,16 @@ def test_another_spacing_is_undone() -> None:
     assert not mask[:, :, 2].any()
 
 
+def test_a_tilted_gantry_has_its_slices_distance_in_volumes() -> None:
+    batch = whole_volumes()
+    # 2 mm between slices, 2.83 between the voxels of a column.
+    batch["original_affine"][1, 1, 2] = batch["affine"][1, 1, 2] = 2.0
+    model = threshold(segmenter(task=TWO))
+    outputs = model.head.outputs(infer(model, batch))
+    torch.testing.assert_close(outputs["spacing"][1], torch.full((3,), 2.0).double())
+    assert model.head.decode(outputs)[1]["millilitres"] == {"lesion": 0.36}
+
+
 def test_padding_of_a_batch_changes_nothing() -> None:
     model = segmenter(task=TWO, overlap=0.5)
     batch = {
@@ -306,6 +317,45 @@ def test_prediction_is_cleaned() -> None:
         m.head.outputs(infer(m, batch))["prediction"][0].sum() for m in (dirty, clean)
     ]
     assert voxels == [46, 45]
+    # The stray voxel has 8 mm³ on the file's grid.
+    for least, kept in ((0.008, 46), (0.0081, 45)):
+        model = threshold(segmenter(task=TWO, smallest_ml=least))
+        outputs = model.head.outputs(infer(model, batch))
+        assert outputs["prediction"][0].sum() == kept
+
+
+def test_layers_are_called_as_in_the_weights_of_monai_and_of_bundles() -> None:
+    names = {"strides": [1, 2, 2], "kernel_size": [3] * 3, "filters": [2] * 3}
+    theirs = DynUNet(3, 1, 3, **names, upsample_kernel_size=[2, 2],
+                     deep_supervision=True).state_dict()  # fmt: skip
+    head = segmenter(deep_supervision=1).head
+    assert head.upstream.pop("conv.") == "output."
+    assert head.upstream == {"supervised.0.": "deep_supervision_heads.0.conv.conv."}
+    for ours, other in head.upstream.items():
+        for name, tensor in head.state_dict().items():
+            if name.startswith(ours):
+                assert f"{other}{name.removeprefix(ours)}" in theirs
+                assert tensor.shape[0] == 3
+
+
+def test_windows_that_the_network_cannot_halve_are_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"head\.window(.|\n)*4x4x4 must(.|\n)*8, 8, 4"):
+        segmenter(window=(6, 8, 4))
+    with pytest.raises(UserError, match=r"windows of 8x7x8"):
+        filler(window=(8, 7, 8))
+    # The stride is 4, and this axis of the patch is halved once.
+    flat = {**MASKS, "patch": [8, 8, 6]}
+    assert segmenter(task=flat, window=(4, 12, 2)).head.windows.size == (4, 12, 2)
+
+
+def test_what_the_decoder_ends_with_is_read_wherever_it_stands() -> None:
+    features = {
+        name: Feature(name, "volume", 1) for name in ("up1", "decoded", "other")
+    }
+    given = SegmentationSettings(name="medical/segmentation")
+    assert build_segmentation(given, features, MASKS).reads == ("decoded",)
+    del features["decoded"]
+    assert build_segmentation(given, features, MASKS).reads == ("other",)
 
 
 def test_patches_are_judged_on_the_networks_grid() -> None:
@@ -353,9 +403,7 @@ def test_rows_of_known_classes_are_taken_by_name() -> None:
     torch.testing.assert_close(other, ours)
 
 
-def test_heads_name_the_right_one_for_another_task() -> None:
-    with pytest.raises(UserError, match="medical/classifier"):
-        segmenter(task=SCANS)
+def test_a_head_that_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"256 classes"):
         segmenter(task={**MASKS, "labels": [str(n) for n in range(256)]})
     flat = {"encoded": Feature("encoded", "map", 4)}
@@ -440,6 +488,18 @@ def test_larger_volumes_are_reconstructed_window_by_window() -> None:
     assert list(model.head.decode(shown)[0]) == ["mean"]
 
 
+def test_a_volume_is_filled_in_as_if_it_were_alone() -> None:
+    model = filler(overlap=0.5)
+    image = images(2, 2, 12, 9, 10)
+    batch = {"image": image, "extent": torch.tensor([[12, 9, 10], [9, 6, 10]])}
+    both = model.head.outputs(infer(model, batch))["reconstruction"]
+    image[1, :, 9:], image[1, :, :, 6:] = 99.0, -99.0
+    alone = {"image": image[1:, :, :9, :6], "extent": batch["extent"][1:]}
+    [expected] = model.head.outputs(infer(model, alone))["reconstruction"]
+    assert [row.shape for row in both] == [(2, 12, 9, 10), (2, 9, 6, 10)]
+    np.testing.assert_array_equal(both[1], expected)
+
+
 def test_padding_is_no_part_of_what_is_seen() -> None:
     model, batch = filler(), masked()
     batch["extent"] = torch.tensor([[8, 8, 8], [8, 8, 5]])
@@ -503,6 +563,14 @@ def test_maps_and_vectors_are_read_too(feature: Feature, shape: Any) -> None:
     pooled = values.mean((2, 3)) if len(shape) == 4 else values
     found = head(head.reduce({"encoded": values}))["logits"]
     torch.testing.assert_close(found, head.linear(pooled))
+
+
+def test_dropout_is_in_front_of_the_labels_in_training_alone() -> None:
+    head, state = classifier(dropout=0.5), scans()
+    reduced = head.reduce(state)
+    plain = head(reduced)["logits"]
+    torch.testing.assert_close(head(reduced)["logits"], plain)
+    assert not torch.allclose(head.train()(reduced)["logits"], plain)
 
 
 def test_another_feature_can_be_named() -> None:
@@ -603,10 +671,16 @@ def test_temperature_stays_below_ten() -> None:
     assert fit_temperature(wrong, [1, 0, 1]) == pytest.approx(10.0)
 
 
+def test_temperature_never_divides_by_zero() -> None:
+    # Nearly even, and nearly always right.
+    even = np.array([[0.5001, 0.4999]] * 99 + [[0.4999, 0.5001]])
+    head = classifier()
+    found = head.calibrate({"probabilities": even, "target": [0] * 100})
+    assert found == {"temperature": 0.001}
+    nothing = np.full((3, 2), np.nan)
+    assert head.calibrate({"probabilities": nothing, "target": [0, 1, 1]}) == {}
+
+
 def test_scaled_is_softmax_after_division() -> None:
     found = scaled(torch.tensor([[2.0, 0.0]]), 2.0)
     assert found[0, 0] == pytest.approx(1 / (1 + np.exp(-1.0)), rel=1e-6)
-
-
-def test_sample_labels_hold_every_label() -> None:
-    assert sample_labels(SCANS, 3)["labels"].tolist() == [0, 1, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import struct
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
@@ -96,6 +97,46 @@ def test_masks_lie_on_the_grid_of_the_scan(tmp_path: Path) -> None:
     assert made.header.get_xyzt_units()[0] == "mm"
     assert made.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asarray(made.dataobj), mask())
+
+
+def written(path: Path, source: Path) -> Any:
+    """The header of the mask for a scan."""
+    path.mkdir()
+    write_predictions(path, ["scan"], [source], rows(), TASK)
+    return nib.load(path / "masks/scan.nii.gz").header
+
+
+def test_viewers_of_either_form_see_mask_and_scan_in_one_place(tmp_path: Path) -> None:
+    # Registered to an atlas: the sform leads there, the qform to the scanner.
+    scanner = np.diag([0.8, 1.0, 2.5, 1.0])
+    scanner[:3, 3] = 4, 5, 6
+    image = nib.Nifti1Image(np.ones(SHAPE, dtype=np.int16), AFFINE)
+    image.set_sform(AFFINE, 4)
+    image.set_qform(scanner, 1)
+    source = tmp_path / "SCAN.NII"
+    image.to_filename(source)
+    header = written(tmp_path / "both", source)
+    np.testing.assert_allclose(header.get_sform(), AFFINE, atol=1e-5)
+    np.testing.assert_allclose(header.get_qform(), scanner, atol=1e-5)
+    assert (header["sform_code"], header["qform_code"]) == (4, 1)
+    # A quaternion that is none: what other tools write is taken all the same.
+    damaged = bytearray(source.read_bytes())
+    struct.pack_into("<f", damaged, 256, 3.0)
+    source.write_bytes(damaged)
+    header = written(tmp_path / "sform", source)
+    np.testing.assert_allclose(header.get_sform(), AFFINE, atol=1e-5)
+    assert (header["sform_code"], header["qform_code"]) == (4, 4)
+
+
+def test_a_scan_that_is_nowhere_has_a_mask_that_is_nowhere(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.ones(SHAPE, dtype=np.int16), None)
+    image.header.set_zooms((0.8, 1.0, 2.5))
+    image.to_filename(source := tmp_path / "scan.nii")
+    header = written(tmp_path / "out", source)
+    assert (header["sform_code"], header["qform_code"]) == (0, 0)
+    np.testing.assert_array_equal(
+        header.get_best_affine(), nib.load(source).header.get_best_affine()
+    )
 
 
 def test_nothing_of_a_header_names_the_patient(tmp_path: Path) -> None:

@@ -149,6 +149,57 @@ def test_nrrd_channels_go_behind(tmp_path):
     assert np.allclose(volume.affine, AFFINE)
 
 
+def test_nrrd_spaces_in_any_case_and_kinds_of_axes(tmp_path):
+    header = {"space": "Left-Posterior-Superior", "space directions": np.eye(3)}
+    nrrd.write(
+        str(tmp_path / "a.nrrd"), values(), {**header, "space origin": [1, 2, 3]}
+    )
+    volume = read_volume(tmp_path / "a.nrrd")
+    assert volume.affine[:3, 3].tolist() == [-1, -2, 3]
+    assert volume.affine.diagonal().tolist() == [-1, -1, 1, 1]
+    assert volume.facts["oriented"]
+    both = np.stack([values(0), values(1)], -1)
+    nrrd.write(str(tmp_path / "b.nrrd"), both, {"kinds": ["domain"] * 3 + ["list"]})
+    assert np.array_equal(read_volume(tmp_path / "b.nrrd").array, both)
+
+
+def test_nrrd_in_other_units(tmp_path):
+    header = {
+        "space": "right-anterior-superior",
+        "space directions": np.diag([0.1, 0.2, 0.3]),
+        "space origin": [1, 2, 3],
+        "space units": ["cm", "cm", "cm"],
+    }
+    nrrd.write(str(tmp_path / "a.nrrd"), values(), header)
+    volume = read_volume(tmp_path / "a.nrrd")
+    assert volume.spacing == pytest.approx((1, 2, 3))
+    assert volume.affine[:3, 3].tolist() == [10, 20, 30]
+
+
+def test_nothing_of_a_damaged_nrrd_header_is_told(tmp_path):
+    head = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\n"
+    for lines in (f"NRRD{NAME}\n", f"{head}{NAME}\n\n", f"{head}spacings: {NAME}\n\n"):
+        (tmp_path / "a.nrrd").write_text(lines)
+        with pytest.raises(VolumeError, match="header is damaged") as caught:
+            read_volume(tmp_path / "a.nrrd")
+        assert "Doe" not in str(caught.value)
+
+
+def test_small_voxels_are_no_fault(tmp_path):
+    path = save(tmp_path / "a.nii", values(), np.diag([5e-4, 5e-4, 5e-4, 1]))
+    assert read_volume(path).spacing == pytest.approx([5e-4] * 3)
+    flat = np.diag([1.0, 1, 1, 1])
+    flat[:3, 1] = 1, 1e-7, 0
+    with pytest.raises(VolumeError, match="no inverse"):
+        read_volume(save(tmp_path / "b.nii", values(), flat))
+
+
+def test_channels_as_itk_writes_them(tmp_path):
+    both = np.stack([values(0), values(1)], -1)
+    volume = read_images([save(tmp_path / "a.nii", both[:, :, :, None])], 2)
+    assert np.array_equal(volume.array, np.moveaxis(both, -1, 0))
+
+
 def test_nrrd_with_voxels_elsewhere_is_refused(tmp_path):
     (tmp_path / "secret").write_bytes(bytes(8))
     (tmp_path / "a.nrrd").write_text(
@@ -219,6 +270,78 @@ def test_dicom_of_many_frames(tmp_path):
     volume = read_volume(tmp_path / "all")
     assert np.allclose(volume.affine, UPRIGHT)
     assert np.array_equal(volume.array, values())
+
+
+def test_dicom_is_uncompressed(tmp_path):
+    folder = write_series(tmp_path / "a", values(), UPRIGHT)
+    for file in folder.iterdir():
+        data = pydicom.dcmread(file)
+        data.compress(pydicom.uid.RLELossless)
+        data.save_as(file)
+    assert np.array_equal(read_volume(folder).array, values())
+
+
+def test_dicom_of_unsigned_and_of_twelve_bits(tmp_path):
+    for name, bits, signed in [("a", 12, 1), ("b", 16, 0)]:
+        array = values() if signed else values() + np.int32(40_000)
+        folder = write_series(
+            tmp_path / name, array.astype(np.int16 if signed else np.uint16), UPRIGHT,
+            BitsStored=bits, HighBit=bits - 1, PixelRepresentation=signed,
+        )  # fmt: skip
+        assert np.array_equal(read_volume(folder).array, array)
+
+
+def test_dicom_slopes_of_each_slice(tmp_path):
+    """PET scales every slice by itself."""
+    folder = write_series(tmp_path / "a", values(), UPRIGHT, shuffle=False)
+    for k, file in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(file)
+        data.RescaleSlope = 0.5 * (k + 1)
+        data.save_as(file)
+    expected = values() * (0.5 * np.arange(1, 7))
+    assert np.allclose(read_volume(folder).array, expected)
+
+
+def test_dicom_of_directions_that_differ_in_the_last_digit(tmp_path):
+    """A rounded digit may fall to either side; the plane is the same."""
+    folder = write_series(tmp_path / "a", values(), UPRIGHT)
+    for k, file in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(file)
+        data.ImageOrientationPatient[2] = 0.0005 + (-1) ** k * 1e-6
+        data.save_as(file)
+    assert read_volume(folder).array.shape == (4, 5, 6)
+
+
+def test_a_single_slice_is_as_thick_as_it_says(tmp_path):
+    one = values()[:, :, :1]
+    folder = write_series(tmp_path / "a", one, UPRIGHT, SliceThickness=7)
+    assert read_volume(folder).spacing == pytest.approx((2, np.hypot(3, 0.0), 7))
+    # Of an enhanced object it is in a sequence.
+    data = pydicom.dcmread(folder / "000.dcm")
+    shared, measures = pydicom.Dataset(), pydicom.Dataset()
+    measures.PixelSpacing, measures.SliceThickness = data.PixelSpacing, 5
+    shared.PixelMeasuresSequence = Items([measures])
+    data.SharedFunctionalGroupsSequence = Items([shared])
+    data.PerFrameFunctionalGroupsSequence = Items([pydicom.Dataset()])
+    del data.SliceThickness, data.PixelSpacing
+    data.save_as(folder / "000.dcm")
+    assert read_volume(folder).spacing[2] == pytest.approx(5)
+
+
+@pytest.mark.parametrize("name", ["ANONYMIZED", "anon42", "0", "Unknown", "no name"])
+def test_an_id_that_everybody_has_is_nobodys(tmp_path, name):
+    folder = write_series(tmp_path / "a", values(), UPRIGHT, PatientID=name)
+    assert read_volume(folder).person == ""
+
+
+def test_odd_tags_are_not_repeated(tmp_path, capfd):
+    """pydicom would warn of a value that its tag cannot have, and say it."""
+    folder = write_series(tmp_path / "a", values(), UPRIGHT, Modality="Doe jane")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert read_volume(folder).facts["modality"] == "other"
+    assert not [str(w.message) for w in told if "Doe" in str(w.message)]
+    assert "Doe" not in str(capfd.readouterr())
 
 
 def test_nothing_of_a_patient_leaves_a_header(tmp_path, caplog, capfd):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from headstart.report.parts import Evaluation, Section
-from headstart_medical import metrics, views
+from headstart_medical import charts, metrics, sections, views
 from headstart_medical.sections import classification_sections, segmentation_sections
 
 if TYPE_CHECKING:
@@ -120,6 +120,16 @@ def test_rows_limit_the_table_and_the_views(tmp_path: Path) -> None:
     assert "Truth and prediction" not in none
 
 
+def test_views_stop_before_the_page_is_too_heavy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sections, "HEAVIEST", 1)
+    found = {s.title: s for s in segmentation_sections(evaluation(tmp_path))}
+    section = found["Truth and prediction"]
+    assert [f.caption[:2] for f in section.figures] == ["b1"]
+    assert "1 of 3 cases" in section.text
+
+
 def test_paths_stay_out_of_the_tables(made: dict[str, Section]) -> None:
     cells = [
         str(cell)
@@ -149,26 +159,53 @@ def test_the_right_is_on_the_left_and_the_front_on_top(
 ) -> None:
     """One bright voxel at the right, front and top, as drawn on the axes."""
     drawn: list[tuple[np.ndarray, Any]] = []
-
-    def paint(draw: Any, **_: Any) -> str:
-        from matplotlib.figure import Figure
-
-        axes = Figure().add_subplot()
-        draw(axes)
-        drawn.extend((np.asarray(i.get_array()), i.get_extent()) for i in axes.images)
-        return ""
-
-    monkeypatch.setattr(views, "render", paint)
+    axes = painted(monkeypatch, views)
     image = np.zeros((5, 6, 7))
     truth = np.zeros(image.shape, dtype=np.uint8)
     image[4, 5, 6] = truth[4, 5, 6] = 1
     image[0, 0, 0] = 0.2
     views.three_views(views.Case(image, truth, truth, np.eye(4)), TASK["labels"])
+    drawn.extend((np.asarray(i.get_array()), i.get_extent()) for i in axes.images)
     corners = [np.argwhere(ground == 255).tolist() for ground, _ in drawn]
     # Rows go up, columns to the right of the page.
     assert corners == [[[5, 0]], [[6, 0]], [[6, 0]]]
     heights = [top - bottom for _, (_, _, bottom, top) in drawn]
     assert heights == pytest.approx([heights[0]] * 3)
+    # The prediction's outline and the truth's, around the voxel at the top left.
+    for view, (ground, (left, right, bottom, top)) in enumerate(drawn):
+        rows, columns = ground.shape
+        ends = [left, left + (right - left) / columns, top - (top - bottom) / rows, top]
+        for line in axes.lines[2 * view : 2 * view + 2]:
+            x, y = (np.asarray(part, dtype=float) for part in line.get_data())
+            found = [np.nanmin(x), np.nanmax(x), np.nanmin(y), np.nanmax(y)]
+            assert found == pytest.approx(ends)
+
+
+def painted(monkeypatch: pytest.MonkeyPatch, module: Any) -> Any:
+    """The axes that a module draws on."""
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_subplot()
+
+    def paint(draw: Any, **_: Any) -> str:
+        draw(axes)
+        return ""
+
+    monkeypatch.setattr(module, "render", paint)
+    return axes
+
+
+def test_few_values_are_dots_without_a_box(monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = painted(monkeypatch, charts)
+    four = np.array([0.1, 0.2, 0.3, 0.4, np.nan])
+    charts.boxes({"few": four, "enough": np.append(four, 0.5)}, "Dice")
+    assert len(axes.patches) == 1
+    assert [len(dots.get_offsets()) for dots in axes.collections] == [4, 5]
+
+
+def test_equal_scores_are_one_step_of_the_curve() -> None:
+    scores, positive = np.array([0.5, 0.5, 0.2]), np.array([True, False, True])
+    assert charts._roc(scores, positive) == ([0, 1, 1], [0, 0.5, 1])
 
 
 def test_an_outline_runs_along_the_edges_of_voxels() -> None:
@@ -201,6 +238,11 @@ def test_the_point_is_inside_the_largest_lesion_of_the_truth() -> None:
     case = views.Case(None, truth, np.zeros_like(truth), np.eye(4))
     point, _ = views._largest_lesion(case, np.ones(3))
     assert ring[tuple(point)] == 1
+    # Two: the first is smaller, and of the second the middle is taken.
+    truth = ball((30, 30, 9), (3, 3, 4), 1) | ball((30, 30, 9), (20, 18, 4), 4)
+    case = views.Case(None, truth, np.zeros_like(truth), np.eye(4))
+    point, size = views._largest_lesion(case, np.array([1.0, 1.0, 2.0]))
+    assert point.tolist() == [20, 18, 4] and size == 2 * 9
 
 
 def test_classified_cases_have_intervals_and_curves() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
@@ -172,6 +173,34 @@ def test_folds_train_on_the_other_patients(tmp_path: Path) -> None:
     assert len(set(tested)) == 2
     with pytest.raises(DataError, match="leaves one patient out"):
         lesions(tmp_path / "3", folds=3)
+
+
+def test_folds_keep_equal_volumes_together(tmp_path: Path) -> None:
+    """A copy under another name would be trained on and tested on."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    values = tiny_lesions(folder)
+    first = sorted((folder / "real").iterdir())[0]
+    shutil.copytree(first, folder / "real" / "case9")
+    for fold in range(2):
+        data = Lesions(LesionSettings(**{**values, "folds": 2, "fold": fold}), 0)
+        data.load()
+        homes = {
+            split
+            for split in ("train", "test")
+            for entry in data.entries[split]
+            if entry.case.id in (f"test/{first.name}", "test/case9")
+        }
+        assert len(homes) == 1
+    with pytest.raises(DataError, match="3 folds of 2 real patients"):
+        Lesions(LesionSettings(**{**values, "folds": 3}), 0).load()
+
+
+def test_healthy_volumes_are_never_the_test(tmp_path: Path) -> None:
+    """Their label is the brain, which nobody wants to be found as a lesion."""
+    with pytest.raises(DataError, match="no real patients") as caught:
+        lesions(tmp_path / "d", test_path="")
+    assert "data.test_path" in str(caught.value)
 
 
 def test_a_label_that_does_not_fit_is_told_before_training(tmp_path: Path) -> None:

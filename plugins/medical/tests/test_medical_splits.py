@@ -122,6 +122,16 @@ def test_too_few_patients(count, given, wanted):
         apart([case(f"c{i}") for i in range(count)], **given)
 
 
+def test_cases_that_count_as_one_patient_are_told():
+    cases = [case(f"c{i}", person="x") for i in range(9)]
+    with pytest.raises(DataError, match="1 patient leaves nothing") as caught:
+        apart(cases)
+    assert "of 9 cases those of a patient count as one" in str(caught.value)
+    with pytest.raises(DataError) as caught:
+        apart([case("a")])
+    assert "count as one" not in str(caught.value)
+
+
 def test_folds_of_data_with_a_test_split():
     with pytest.raises(DataError, match="test split of its own"):
         apart([case("a", split="test"), case("b"), case("c")], folds=2)

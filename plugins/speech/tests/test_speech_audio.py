@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -85,6 +87,42 @@ def test_an_mp3_is_read_through_without_a_jump(capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("WAV", {"subtype": "GSM610"}), ("AU", {"subtype": "G721_32"})],
+)
+def test_telephone_formats_can_only_be_read_onward(kind, options):
+    facts = audio.look(save("a.x", tone(25.0), format=kind, **options))
+    whole = audio.read(facts)
+    assert np.abs(whole[:200_000] - tone(25.0)).mean() < 0.05
+    # Also where a piece begins behind more than is read at a time.
+    np.testing.assert_array_equal(
+        audio.read(facts, 170_001, 180_000), whole[170_001:180_000]
+    )
+    found = np.concatenate(list(audio.blocks(facts, 500, 199_000, size=7777)))
+    np.testing.assert_array_equal(found, whole[500:199_000])
+
+
+@pytest.mark.parametrize("size", [None, 1000, 7999])
+def test_what_lacks_at_an_estimated_end_is_silent_in_blocks_of_any_size(size):
+    facts = audio.look(save("a.ogg", tone(1.0), RATE))
+    longer = replace(facts, frames=facts.frames + 700)
+    whole = audio.read(facts)
+    expected = np.append(whole, np.zeros(700, np.float32))
+    found = np.concatenate(list(audio.blocks(longer, size=size)))
+    np.testing.assert_array_equal(found, expected)
+    # A clip that ends a little before an end that is not there.
+    last = longer.frames - 100
+    np.testing.assert_array_equal(
+        audio.read(longer, 100, last), expected[100:last], strict=True
+    )
+    with pytest.raises(AudioError, match="cut off"):
+        audio.read(replace(facts, frames=facts.frames + 900))
+    exact = audio.look(save("a.wav", tone(1.0)))
+    with pytest.raises(AudioError, match="cut off"):
+        audio.read(replace(exact, frames=exact.frames + 1))
+
+
 def test_stereo_becomes_the_mean_of_its_channels():
     left, right = tone(), np.linspace(-0.5, 0.5, RATE, dtype=np.float32)
     facts = audio.look(save("a.wav", np.stack([left, right], 1), subtype="FLOAT"))
@@ -107,6 +145,24 @@ def test_a_missing_file_names_the_nearest():
     assert found.what == "there is no such file"
     assert "hello.wav" in found.fix
     assert "no folder" in fault("nowhere/a.wav").why
+    # The same recording in another format is meant, whatever else is alike.
+    for i in range(5):
+        save(f"hullo{i}.wav", tone(0.1))
+    save("hullo.flac", tone(0.1))
+    assert fault("hullo.mp3").fix == "did you mean 'hullo.flac'?"
+    assert "put / between folders" in fault("there\\hello.wav").fix
+    with pytest.raises(AudioError) as caught:
+        audio.look("helo.wav", guess=False)
+    assert not caught.value.faults[0].fix
+
+
+def test_names_that_cannot_be_read_or_told():
+    assert fault("a\0.wav").why == "embedded null byte"
+    assert fault("x" * 300).why == "File name too long"
+    name = save(os.fsdecode(b"caf\xe9.wav").encode("utf-8", "surrogateescape"), tone())
+    found = fault(os.fsdecode(name))
+    assert found.what == "the file's name is not UTF-8"
+    assert str(found).encode()
 
 
 def test_what_is_no_audio_is_told_apart(tmp_path):
@@ -142,6 +198,24 @@ def test_a_wav_from_a_pipe_has_no_size_and_is_whole(tmp_path):
     assert audio.look("pipe.wav").frames == RATE
 
 
+def test_a_recording_that_was_not_stopped_has_no_size_either(tmp_path):
+    whole = bytearray((tmp_path / save("a.wav", tone(1.0))).read_bytes())
+    whole[40:44] = bytes(4)
+    (tmp_path / "open.wav").write_bytes(whole)
+    found = fault("open.wav")
+    assert found.what == "the header says that there are no samples"
+    assert found.why.startswith("16,000 bytes follow it")
+
+
+def test_a_flac_from_a_pipe_does_not_say_how_long_it_is(tmp_path):
+    whole = bytearray((tmp_path / save("a.flac", tone(1.0))).read_bytes())
+    # The lowest 36 bits of the stream's description are the number of samples.
+    whole[21] &= 0xF0
+    whole[22:26] = bytes(4)
+    (tmp_path / "pipe.flac").write_bytes(whole)
+    assert fault("pipe.flac").what == "its header does not say how long it is"
+
+
 def test_a_truncated_flac_is_found_when_it_is_read(tmp_path):
     noise = np.random.default_rng(0).normal(0, 0.1, 40_000)
     whole = (tmp_path / save("a.flac", noise)).read_bytes()
@@ -166,6 +240,15 @@ def test_hear_measures_loudness_and_clipping():
         0.25 / np.sqrt(2), rel=1e-3
     )
     assert sounds.decibels(0.1) == pytest.approx(-20)
+
+
+@pytest.mark.parametrize("kind", ["PCM_U8", "PCM_16", "PCM_24", "ULAW", "ALAW"])
+def test_every_encoding_has_its_own_full_scale(kind):
+    samples = np.clip(tone(height=2.0), -1, 1)
+    facts = audio.look(save("a.wav", samples, subtype=kind))
+    assert sounds.hear(facts, 0, facts.frames).clipped == pytest.approx(2 / 3, abs=0.05)
+    facts = audio.look(save("b.wav", tone(height=0.9), subtype=kind))
+    assert sounds.hear(facts, 0, facts.frames).clipped == 0
 
 
 def test_the_digest_does_not_depend_on_the_format():
@@ -221,6 +304,10 @@ def test_other_formats_are_read_by_torchcodec(tmp_path, monkeypatch):
     facts = audio.look("a.m4a")
     assert (facts.format, facts.frames, facts.channels) == ("torchcodec", 8080, 2)
     np.testing.assert_array_equal(audio.read(facts, 100, 300), tone()[100:300])
+    Decoder.metadata.duration_seconds_from_header = None
+    assert fault("a.m4a").what == "its header does not say how long it is"
+    Decoder.metadata.sample_rate = None
+    assert fault("a.m4a").what == "this is not audio, in spite of its ending .m4a"
     # The header's estimate is a little long: silence fills it up.
     whole = np.concatenate(list(audio.blocks(facts, size=3000)))
     np.testing.assert_array_equal(whole, np.append(tone(), np.zeros(80)))

@@ -25,6 +25,7 @@ from headstart_speech import backbones
 from headstart_speech.backbones import sample_audio
 from headstart_speech.catalogue import TINY
 from headstart_speech.settings import WaveformSettings
+from headstart_speech.stages import channel_norm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -183,6 +184,25 @@ def test_masks_are_drawn_in_training_alone() -> None:
     quiet = backbone.eval().run(sample)["hidden"]
     assert torch.equal(backbone.run(sample)["hidden"], quiet)
     assert not torch.allclose(backbone.train().run(sample)["hidden"], quiet, atol=1e-2)
+
+
+def test_wavlm_drops_attention_in_training_alone() -> None:
+    rates = dict.fromkeys(("hidden_dropout", "activation_dropout"), 0.0)
+    rates |= {"feat_proj_dropout": 0.0, "attention_dropout": 0.9}
+    backbone = build("wavlm", config=rates, mask_time=0.0).eval()
+    sample = sample_audio(backbone)
+    with torch.no_grad():
+        quiet = backbone.run(sample)["hidden"]
+        assert torch.equal(backbone.run(sample)["hidden"], quiet)
+        assert not torch.allclose(backbone.train().run(sample)["hidden"], quiet)
+
+
+def test_group_norm_is_exact_under_autocast() -> None:
+    norm = torch.nn.GroupNorm(4, 4)
+    hidden, frames = 3 + torch.randn(2, 4, 50), torch.tensor([50, 20])
+    with torch.autocast("cpu", torch.bfloat16):
+        low = channel_norm(hidden, frames, norm)
+    assert torch.equal(low, channel_norm(hidden, frames, norm))
 
 
 def test_every_parameter_has_a_gradient_without_masks() -> None:

@@ -126,6 +126,25 @@ def test_what_the_manifest_states_is_held_against_the_file():
     assert 3 not in found  # rounding of the end
     assert "not inside its file" in found[4]
     assert "not inside its file" in found[5]
+    # Nothing else is said of what is not there.
+    assert "\n- " not in found[5]
+    assert "frames are needed" not in found[5]
+    assert "clips.csv, line 5 (a.wav, from 1.50 s)" in found[5]
+
+
+def test_of_many_missing_files_a_few_are_guessed(monkeypatch):
+    save("good.wav")
+    manifest(["good.wav,a", *(f"good{i}.wav,a" for i in range(30))])
+    looked = []
+    missing = checks.missing
+    monkeypatch.setattr(
+        checks, "missing", lambda path: looked.append(path) or missing(path)
+    )
+    found = told()
+    assert len(found) == 30
+    assert all("there is no such file" in text for text in found.values())
+    assert "did you mean 'good.wav'?" in found[3]
+    assert len(looked) == 20
 
 
 def test_every_fault_of_a_transcript_has_its_row():
@@ -142,6 +161,10 @@ def test_every_fault_of_a_transcript_has_its_row():
     assert "a word of several alphabets: 'p\u0430b'" in found[8]
     assert "another alphabet than the other transcripts: Cyrillic" in found[9]
     assert 9 not in told(vocabulary="abcpабв", alphabets="any")
+    # What is outside the vocabulary is not told twice.
+    outside = told(vocabulary="abcp")[9]
+    assert "outside the vocabulary" in outside
+    assert "another alphabet" not in outside
 
 
 def test_a_clip_tells_all_that_is_wrong_with_it():
@@ -163,6 +186,12 @@ def test_ctc_needs_a_frame_for_each_character_and_a_blank_between_equal_ones():
     assert 4 not in found
     clips, _, _ = checked()
     alone = [clip for clip in clips if clip.where[1] == 3]
+    # With two frames of each there is room, if the head makes them.
+    assert "data.upsample=2" in found[3]
+    assert 3 not in told(upsample=2)
+    manifest([f"a.wav,{'abcde' * 5}"])
+    assert "25 frames are needed, 24 are there" in told(upsample=2)[2]
+    assert "upsample" not in told()[2]
     coarse = [*checks.LAYERS, (2, 2, 0)]
     ((_, fault),) = checks.unalignable(alone, coarse, 16000)
     assert "6 are there" in fault.what
@@ -236,6 +265,10 @@ def test_digits_are_told_skipped_or_removed():
     assert "1 of 2 clips are left out: digits" in findings.warnings[0].what
     clips, _ = settled(digits="remove")
     assert [clip.normal for clip in clips] == ["press", "press"]
+    manifest(["a.wav,1", "a.wav,press 1"])
+    _, _, findings = checked(digits="remove")
+    assert findings.warnings[0].what == "1 of 2 transcripts have digits"
+    assert "empty after normalisation" in told(digits="remove")[2]
 
 
 def test_characters_outside_the_vocabulary_are_removed_or_skipped():
@@ -293,6 +326,9 @@ def test_settings_that_cannot_work():
         "data.test_size",
         "data.vocabulary",
     ]
+    for name in ("test_size", "longest", "cache_gb", "volume"):
+        with pytest.raises(ValueError, match="finite"):
+            UtteranceSettings(name="x", **{name: float("inf")})
     with pytest.raises(ValueError, match="shortest"):
         UtteranceSettings(name="x", shortest=3.0, longest=2.0)
     with pytest.raises(ValueError, match="lower ratio"):

@@ -16,6 +16,7 @@ import torchaudio
 
 from headstart.errors import DataError
 from headstart_speech import audio
+from headstart_speech.baselines import baselines
 from headstart_speech.clips import Clip
 from headstart_speech.settings import UnlabelledSettings, UtteranceSettings
 from headstart_speech.tiny import tiny_unlabelled, tiny_utterances, tones, write
@@ -200,6 +201,17 @@ def test_speed_changes_lengths_and_frames_together(tmp_path: Path) -> None:
     assert torch.equal(found["labels"], batch["labels"])
 
 
+def test_no_clip_becomes_longer_than_the_backbone_takes(tmp_path: Path) -> None:
+    longest = int(utterances(tmp_path).sizes("train").max())
+    for spare, changed in ((5 / 4, True), (6 / 5, False)):
+        geometry = {**GEOMETRY, "longest": math.ceil(longest * spare)}
+        data = utterances(tmp_path, geometry, speed=[0.8])
+        batch = data.collate(list(data.samples("train")))
+        found = data.augment(batch, torch.Generator().manual_seed(0))
+        same = torch.equal(found["lengths"], batch["lengths"])
+        assert same is not changed
+
+
 def test_all_augmentations_leave_room_behind_the_end_silent(tmp_path: Path) -> None:
     data = utterances(tmp_path, speed=[0.9, 1.1], noise=[3, 9], volume=6)
     batch = data.collate(list(data.samples("train")))
@@ -382,6 +394,10 @@ def test_what_people_see(tmp_path: Path) -> None:
 
 def test_baselines_say_nothing_and_always_the_same(tmp_path: Path) -> None:
     data = utterances(tmp_path)
+    _, often = baselines(["three", "six", "ten", "six"], ["x", "y"])
+    assert often.outputs["prediction"] == ["six", "six"]
+    _, short = baselines(["three", "ten", "six"], ["x"])
+    assert short.outputs["prediction"] == ["six"]
     silent, frequent = data.baselines()
     assert silent.outputs["prediction"] == [""] * len(data.samples("test"))
     assert len(set(frequent.outputs["prediction"])) == 1

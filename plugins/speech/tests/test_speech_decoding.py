@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+import headstart_speech
 from headstart.errors import UserError
+from headstart.predict_options import check_options
 from headstart.specs import Feature
-from headstart_speech.decoding import BeamSearch, greedy, spelled
+from headstart_speech import decoding
+from headstart_speech.decoding import BeamSearch, _names, greedy, spelled
 from headstart_speech.heads import build_ctc
 from headstart_speech.options import TranscribeOptions
 from headstart_speech.settings import CTCSettings
@@ -72,10 +76,12 @@ def test_text_has_single_spaces_between_words() -> None:
 
 
 def test_beam_without_a_language_model_sums_over_paths() -> None:
-    # "a" is said by a path of each of three kinds, the likeliest path says nothing.
+    # The likeliest path says nothing; three others, together .40, say "a".
     one = torch.tensor([0.4, 0.01, 0.35, 0.08, 0.08, 0.08]).log()
     log_probs = one.repeat(2, 1)[None]
     assert greedy(log_probs, [2]) == [[]]
+    assert beam()(log_probs, [2]) == [[2]]
+    assert beam(beam_size=1)(log_probs, [2]) == [[]]
     assert heard(beam(), "ca t") == "ca t"
 
 
@@ -93,6 +99,58 @@ def test_language_model_of_characters_changes_the_answer(tmp_path: Path) -> None
     assert heard(beam(lm=lm), f"{UNSURE} c") == "cbt c"
 
 
+@pytest.mark.parametrize("space", ["|", "▁", "<space>"])
+def test_each_character_has_its_own_score(tmp_path: Path, space: str) -> None:
+    """torchaudio's own numbers of a model's characters are those of a hash table."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    scores = {letter: -0.1 - 0.1 * k for k, letter in enumerate(letters)}
+    lm = arpa(tmp_path / "characters.arpa", {**scores, space: -3.0})
+    vocabulary = ["<blank>", " ", *letters]
+    search = BeamSearch(TranscribeOptions(decoder="beam", lm=lm), vocabulary)
+    for better, worse in itertools.pairwise(range(2, 28)):
+        clip = torch.full((1, 1, 28), -9.0)
+        # The worse one is heard, by so little that the model decides.
+        clip[0, 0, better], clip[0, 0, worse] = 0.0, 0.05
+        assert search(clip.log_softmax(-1), [1]) == [[better]]
+
+
+@pytest.mark.parametrize("more", [{}, {"Z": -2.0}])
+def test_language_model_of_characters_may_be_in_capitals(
+    tmp_path: Path, more: dict[str, float]
+) -> None:
+    scores = {"|": -0.5, "A": -5.0, "B": -0.1, "C": -1.0, "T": -1.0, **more}
+    lm = arpa(tmp_path / "characters.arpa", scores)
+    assert heard(beam(lm=lm), f"{UNSURE} c") == "cbt c"
+
+
+def test_language_model_may_know_more_characters_than_are_said(tmp_path: Path) -> None:
+    scores = {"|": -0.5, "a": -5.0, "b": -0.1, "c": -1.0, "t": -1.0, "z": -2.0}
+    lm = arpa(tmp_path / "characters.arpa", scores)
+    assert heard(beam(lm=lm), f"{UNSURE} c") == "cbt c"
+
+
+def test_no_two_classes_have_one_name(tmp_path: Path) -> None:
+    vocabulary = ["<blank>", " ", "a", "A", "i", "ı", "|"]
+    assert _names(vocabulary, ["A", "I", "|"]) == [
+        *("<blank>", "\ue000", "a", "A", "I", "ı", "|")
+    ]
+    lm = arpa(tmp_path / "few.arpa", {"A": -1.0, "I": -1.0})
+    BeamSearch(TranscribeOptions(decoder="beam", lm=lm), vocabulary)
+
+
+def test_language_model_without_a_say_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = arpa(tmp_path / "foreign.arpa", {"д": -1, "а": -1, "|": -1})
+    with pytest.raises(UserError, match="none of the model's characters"):
+        beam(lm=foreign)
+    # One of words whose units cannot be read, as of KenLM's binary files.
+    monkeypatch.setattr(decoding, "_unigrams", lambda path: None)
+    lm = arpa(tmp_path / "words.arpa", {"cat": -1, "tab": -1})
+    with pytest.raises(UserError, match="--words"):
+        beam(lm=lm)
+
+
 def test_language_model_in_capitals_is_spelled_in_our_letters(tmp_path: Path) -> None:
     lm = arpa(tmp_path / "capitals.arpa", {"CBT": -0.1, "CAT": -5, "A": -0.5})
     assert heard(beam(lm=lm), f"{UNSURE} a") == "cbt a"
@@ -102,6 +160,18 @@ def test_word_list_alone_limits_what_is_said(tmp_path: Path) -> None:
     words = tmp_path / "words.txt"
     words.write_text("cbt\ntab\n", encoding="utf-8")
     assert heard(beam(words=str(words)), f"{UNSURE} tab") == "cbt tab"
+
+
+def test_word_score_makes_more_words(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("ca t cat\n")
+    clip = torch.full((1, 4, 6), -6.0)
+    clip[0, [0, 1, 3], [4, 2, 5]] = 3.0
+    # Between ca and t perhaps a space, a bit likelier nothing.
+    clip[0, 2, [0, 1]] = torch.tensor([0.5, 0.0])
+    for score, text in ((0.0, "cat"), (2.0, "ca t")):
+        search = beam(words=str(words), word_score=score)
+        assert spelled(search(clip.log_softmax(-1), [4])[0], VOCABULARY) == text
 
 
 def test_words_end_where_spaces_are_heard(tmp_path: Path) -> None:
@@ -129,9 +199,16 @@ def test_head_uses_the_decoder_that_is_asked_for(tmp_path: Path) -> None:
     assert outputs["prediction"] == ["cbt a"]
     words = [(w["word"], w["start"], w["end"]) for w in outputs["words"][0]]
     assert words == [("cbt", 0.0, 0.06), ("a", 0.08, 0.1)]
-    head.options = TranscribeOptions(lm=lm)
-    with pytest.raises(UserError, match="--decoder beam"):
-        head.outputs(state)
+
+
+def test_options_of_the_beam_need_it() -> None:
+    spec = next(
+        spec for spec in headstart_speech.register_heads() if spec.name == "speech/ctc"
+    )
+    with pytest.raises(UserError, match=r"(?s)2 faults.*--beam-size.*--lm:.*beam"):
+        check_options(spec, {"beam_size": "5", "lm": "words.arpa"})
+    assert check_options(spec, {"lm": "", "decoder": "greedy"}) is not None
+    assert check_options(spec, {"lm": "words.arpa", "decoder": "beam"}) is not None
 
 
 def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

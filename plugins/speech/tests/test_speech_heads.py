@@ -103,6 +103,14 @@ def test_scan_equals_torch_in_values_and_gradients() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
+def test_a_clip_without_frames_has_no_likelihood() -> None:
+    log_probs = torch.randn(1, 3, 4).log_softmax(-1)
+    nothing, none = torch.full((1, 2), -1), torch.tensor([0])
+    assert torch.isinf(ctc_losses(log_probs, nothing, none)).all()
+    counts, labels = torch.tensor([0]), nothing.clamp(min=0)
+    assert torch.isinf(scanned_losses(log_probs, labels, counts, none)).all()
+
+
 def test_loss_is_a_mean_over_frames() -> None:
     head, state = make_head(dropout=0.0), make_state()
     with torch.no_grad():
@@ -259,6 +267,20 @@ def test_pretrained_rows_go_to_the_same_characters() -> None:
     assert torch.equal(found[4], head.linear.weight[4])
 
 
+def test_pretrained_rows_of_added_tokens_are_left() -> None:
+    """vocab.json of a tokenizer whose <s> and </s> were added behind it."""
+    ours = make_head().linear.bias.detach()
+    found = make_head().adapt_classes("linear.bias", torch.arange(8.0), ours, CLASSES)
+    assert found is not None and found[:4].tolist() == [0.0, 2.0, 4.0, 3.0]
+    few = make_head().adapt_classes("linear.bias", torch.arange(5.0), ours, CLASSES)
+    assert few is not None and torch.equal(few, ours)
+
+
+def test_pretrained_rows_do_not_go_behind_new_layers() -> None:
+    assert make_head().upstream == {"linear.": "lm_head."}
+    assert make_head(layers=1, width=8).upstream == {}
+
+
 def test_pretrained_rows_of_ambiguous_case_stay_apart() -> None:
     head = make_head({**TASK, "vocabulary": ["<blank>", " ", "a", "A", "é"]})
     theirs = torch.arange(1.0, 7.0)
@@ -285,6 +307,9 @@ def test_a_head_that_speaks_is_not_diagnosed() -> None:
     head = make_head()
     for better in ({"blank-ratio": 0.9}, {"cer": 0.4}):
         assert head.diagnose({**COLLAPSED, **better}) == []
+    # Long pauses between words that are right, where only these are measured.
+    paused = {"blank-ratio": 0.99, "wer": 0.2, "loss": 2.0}
+    assert [head.diagnose(paused) for _ in range(2)] == [[], []]
     assert head.diagnose({"loss": 1.0}) == []
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 
 import pytest
 
 from headstart.data import Findings
+from headstart.errors import DataError
 from headstart_speech import folders, sources
 from headstart_speech.settings import UnlabelledSettings, UtteranceSettings
 
@@ -101,9 +103,15 @@ def test_unlabelled_clips_need_no_text(tmp_path):
 
 def test_wrong_separator_encoding_and_ending(tmp_path):
     put(tmp_path, "semi.csv", "path;text\na.wav;x\n")
-    _, findings = read("semi.csv")
-    assert any("data.delimiter" in fault.fix for fault in findings.fatal)
+    fault = fatal("semi.csv")
+    assert fault.what == "',' does not separate its columns"
+    assert fault.fix == 'name what does: data.delimiter=";"'
     assert good("semi.csv", delimiter=";")[0].text == "x"
+    put(tmp_path, "tabs.csv", "path\ttext\na.wav\tx, y, z\n")
+    assert fatal("tabs.csv").fix == r'name what does: data.delimiter="\t"'
+    # As a shell gives it.
+    assert good("tabs.csv", delimiter=r"\t")[0].text == "x, y, z"
+    assert "embedded null" in fatal("semi.csv", encoding="utf\0").why
     (tmp_path / "latin.csv").write_bytes("path,text\na.wav,été\n".encode("latin-1"))
     fault = fatal("latin.csv")
     assert "line 2 has the byte 0xe9" in fault.why
@@ -134,6 +142,40 @@ def test_bad_rows_are_told_together(tmp_path):
     }
 
 
+def test_texts_and_numbers_of_json_are_such(tmp_path):
+    rows = [
+        {"path": "a.wav", "text": ["a"]},
+        {"path": "b.wav", "text": True},
+        {"path": "c.wav", "text": "a", "start": True},
+        {"path": "d.wav", "text": 12, "start": 1},
+        {"path": "e.wav", "text": None, "speaker": 7},
+    ]
+    put(tmp_path, "c.jsonl", "\n".join(map(json.dumps, rows)))
+    clips, findings = read("c.jsonl")
+    assert [(c.text, c.start, c.speaker) for c in clips] == [
+        ("12", 1.0, None),
+        ("", None, "7"),
+    ]
+    assert [faults[0].what for faults in findings.samples.values()] == [
+        "'text' is no text: [\"a\"]",
+        "'text' is no text: true",
+        "'start' is no number from 0 on: 'True'",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a\0.wav", "~nobody-1/a.wav", "~a", ".", "x" * 300])
+def test_a_name_that_no_file_can_have_is_left_to_the_check_of_files(tmp_path, name):
+    put(tmp_path, "c.csv", f"path,text\n{name},x\n")
+    (clip,) = good("c.csv")
+    assert clip.text == "x"
+
+
+def test_a_path_of_a_home_that_does_not_exist(tmp_path):
+    assert fatal("~nobody-1/c.csv").what == "there is no such file or folder"
+    settings = UtteranceSettings(name="x", path="~nobody-1/c.csv")
+    assert sources.completed(settings).path == str(tmp_path / "~nobody-1/c.csv")
+
+
 def test_a_bad_number_names_the_setting_of_its_column(tmp_path):
     put(tmp_path, "c.csv", "path,text,from\na.wav,x,soon\n")
     _, findings = read("c.csv", start="from")
@@ -151,9 +193,37 @@ def test_common_voice(tmp_path):
     assert one.path == sources.Path("cv/clips/a.mp3")
     assert (one.id, one.text, one.speaker) == ("clips/a", "Hello a.", "me")
     assert [c.split for c in (one, two, three)] == ["train", "validation", "test"]
+    # Beside the clips of another folder, as a part of it was made.
+    put(tmp_path, "part/some.tsv", f"{head}me\tb.mp3\tHello b.\t2\n")
+    assert good("part/some.tsv")[0].path == sources.Path("part/b.mp3")
     # One of its files, given as such.
     (alone,) = good("cv/dev.tsv")
     assert (alone.path.name, alone.split, alone.text) == ("b.mp3", None, "Hello b.")
+
+
+def test_common_voice_without_a_train_file_trains_on_what_is_validated(tmp_path):
+    head = "client_id\tpath\tsentence\n"
+    rows = [f"me\t{name}.mp3\tHello {name}.\n" for name in "abc"]
+    put(tmp_path, "cv/validated.tsv", head + "".join(rows))
+    put(tmp_path, "cv/test.tsv", head + rows[1])
+    put(tmp_path, "cv/clips/a.mp3")
+    found = [(clip.path.stem, clip.split) for clip in good("cv")]
+    assert found == [("b", "test"), ("a", None), ("c", None)]
+
+
+def test_an_ending_that_was_left_out_is_mp3(tmp_path):
+    put(tmp_path, "a.mp3")
+    put(tmp_path, "c.csv", "path,text\na,x\nb,y\n")
+    assert [clip.path.name for clip in good("c.csv")] == ["a.mp3", "b"]
+
+
+def test_quotes_that_do_not_pair_are_told_with_their_line(tmp_path):
+    put(tmp_path, "c.csv", 'path,text\na.wav,x\nb.wav,"yes" he said\n')
+    fault = fatal("c.csv")
+    assert fault.what.startswith("quotes that do not pair")
+    assert fault.where == "c.csv, line 3"
+    put(tmp_path, "c.csv", 'path,text\na.wav,"x\nb.wav,y\n')
+    assert fatal("c.csv").where == "c.csv, line 2"
 
 
 def test_librispeech(tmp_path):
@@ -185,6 +255,45 @@ def test_a_folder_with_a_text_beside_each_file(tmp_path):
     assert fatal("d").what == "no transcripts"
     (tmp_path / "e").mkdir()
     assert fatal("e").what == "no audio files"
+
+
+def test_a_link_to_a_folder_that_was_read_adds_nothing(tmp_path):
+    put(tmp_path, "d/b/a.wav")
+    (tmp_path / "d/b/round").symlink_to(tmp_path / "d")
+    (tmp_path / "d/c").symlink_to(tmp_path / "d/b")
+    put(tmp_path, "other/e.wav")
+    (tmp_path / "d/o").symlink_to(tmp_path / "other")
+    assert [c.id for c in good("d", kind=UnlabelledSettings)] == ["b/a", "o/e"]
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    put(tmp_path, "d/a.wav")
+    put(tmp_path, "d/closed/b.wav")
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="d/closed: the folder cannot be read"):
+        read("d", kind=UnlabelledSettings)
+
+
+def test_paths_of_one_name_are_told_apart(tmp_path):
+    for language in ("en", "fr"):
+        put(tmp_path, f"{language}/clips.csv", "path,text\na.wav,x\n")
+    put(tmp_path, "en/clips.tsv", "path\ttext\na.wav\tx\n")
+
+    def ids(*paths, **given):
+        settings = UtteranceSettings(name="x", path=paths, **given)
+        return [clip.id for clip in sources.read_all(settings, Findings())]
+
+    assert ids("en/clips.csv", "fr/clips.csv") == ["en/clips/a", "fr/clips/a"]
+    assert ids("en/clips.csv", test_path="fr/clips.csv") == ["en/clips/a", "fr/clips/a"]
+    assert ids("en/clips.csv", "en/clips.tsv") == ["clips.csv/a", "clips.tsv/a"]
+    assert ids("en/clips.csv") == ["a"]
 
 
 def test_several_paths_and_given_splits(tmp_path):

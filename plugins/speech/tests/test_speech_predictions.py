@@ -65,6 +65,15 @@ def test_rows_come_as_soon_as_an_input_is_whole() -> None:
     assert asked == [0, 1, 2, 3]
 
 
+def test_no_word_ends_behind_the_sound() -> None:
+    """Whisper's last frame reaches up to 10 ms beyond it."""
+    sample = {"input": "a.wav", "start": 20.0, "seconds": 0.01}
+    found = {"text": "a", "words": [word("a", 0.0, 0.02)]}
+    (row,) = joined([sample], [found], name)
+    (segment,) = row["segments"]
+    assert segment["end"] == segment["words"][0]["end"] == row["seconds"] == 20.01
+
+
 def test_two_inputs_of_one_name_stay_apart() -> None:
     rows = list(joined([SAMPLES[3]] * 2, [{"text": "a"}, {"text": "b"}], name))
     assert [row["text"] for row in rows] == ["a", "b"]
@@ -185,6 +194,18 @@ def test_words_at_one_time_do_not_overlap() -> None:
     assert len(found) == 3
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(found))
     assert all(begin < stop for begin, stop, _ in found)
+
+
+def test_a_cue_goes_when_the_next_one_comes() -> None:
+    words = [word("x" * 42, 0.1 * k, 0.1 * k + 0.1) for k in range(3)]
+    found = cues(srt([{"start": 0, "end": 1, "text": "", "words": words}]))
+    assert [(begin, stop) for begin, stop, _ in found] == [(0.0, 0.2), (0.2, 1.2)]
+
+
+def test_a_drawn_out_word_does_not_stay() -> None:
+    words = [word("oh", 1.0, 11.0), word("no", 20.0, 20.5)]
+    found = cues(srt([{"start": 0, "end": 30, "text": "oh no", "words": words}]))
+    assert found == [(1.0, 8.0, ["oh"]), (20.0, 21.0, ["no"])]
 
 
 def test_silence_has_no_cue() -> None:

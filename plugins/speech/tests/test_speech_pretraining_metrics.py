@@ -69,6 +69,13 @@ def test_perplexity_counts_the_whole_split() -> None:
     assert math.isnan(metric.compute())
 
 
+def test_perplexity_keeps_no_frames() -> None:
+    metric = codebook_perplexity(TASK)
+    for _ in range(3):
+        metric.update([np.zeros((1000, 2), dtype=np.int32)])
+    assert metric.counts == {0: {0: 3000}, 1: {0: 3000}}
+
+
 def test_perplexity_of_probabilities_equals_transformers() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(50, 2, 30, generator=generator)

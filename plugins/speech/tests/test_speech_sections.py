@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from headstart.report.parts import Evaluation, Section
+from headstart_speech import sections
 from headstart_speech.charts import compared_texts, spoken
 from headstart_speech.differences import aligned
 from headstart_speech.sections import transcription_sections
@@ -111,6 +112,17 @@ def test_utterances_come_worst_first(made: dict[str, Section]) -> None:
     assert silent["WER"] is None
 
 
+def test_of_very_many_utterances_the_worst_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sections, "MOST_UTTERANCES", 5)
+    found = {s.title: s for s in transcription_sections(evaluation(tmp_path))}
+    (table,) = found["Utterances, worst first"].tables
+    assert [row[0] for row in table.rows[:3]] == ["c3", "c0", "c2"]
+    assert len(table.rows) == 5
+    assert table.caption.endswith("The worst 5 of 12 clips.")
+
+
 def test_differences_are_drawn_and_told(made: dict[str, Section]) -> None:
     section = made["Worst utterances"]
     (figure,) = section.figures
@@ -151,7 +163,7 @@ def test_clips_are_drawn_with_their_words(made: dict[str, Section]) -> None:
 def test_only_the_clips_own_part_of_its_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from headstart_speech import audio, sections
+    from headstart_speech import audio
 
     given = evaluation(tmp_path)
     spans = []

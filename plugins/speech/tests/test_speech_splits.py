@@ -117,6 +117,16 @@ def test_given_splits_are_kept_and_leaks_told():
     assert len(without["validation"]) == 2
 
 
+def test_a_given_test_split_may_share_the_speakers_that_were_to_be_apart():
+    clips = [clip(i, speaker=f"s{i}", split="train") for i in range(8)]
+    held = [clip(8, speaker="s3", split="test"), clip(9, speaker="z", split="test")]
+    held.append(clip(10, speaker="y", split="validation"))
+    _, findings = split([*clips, *held], split_by="speaker")
+    (warning,) = findings.warnings
+    assert warning.what == "one speaker of test is in train too: s3"
+    assert "the test split is given" in warning.fix
+
+
 def test_files_of_unlabelled_clips_stay_together():
     clips = [clip(i, "") for i in range(40)]
     for i, one in enumerate(clips):

@@ -44,9 +44,13 @@ def normal(text, **given):
         ("e\u0301te\u0301", {}, "été"),
         ("été", {"unicode": "NFKD"}, "e\u0301te\u0301"),
         ("été à Noël", {"accents": "strip"}, "ete a noel"),
+        ("가각", {"accents": "strip"}, "가각"),
         # Vowel signs are no accents.
         ("हिन्दी में", {"accents": "strip"}, "हिन्दी में"),
         ("?!… — «»", {}, ""),
+        # What emoji and keycaps look like is not said.
+        ("hi ❤\ufe0f you 1\ufe0f\u20e3", {}, "hi you 1"),
+        ("❤\ufe0f!", {"punctuation": "keep"}, "❤!"),
     ],
 )
 def test_normalise(text, options, expected):
@@ -73,6 +77,9 @@ def test_alphabets():
     assert mixed_word("pay p\u0430y") == "p\u0430y"
     assert mixed_word("asterisk это станция") is None
     assert mixed_word("カメラを買う") is None
+    # Written without spaces, other letters are beside them.
+    assert mixed_word("私はJohnです Tシャツ PC방 ร้านCD") is None
+    assert mixed_word("私はp\u0430yです") == "私はp\u0430yです"
 
 
 def test_a_built_vocabulary_is_sorted_behind_blank_and_space():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import lzma
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from functools import partial
@@ -29,6 +27,7 @@ DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
+BLOCK = tarfile.BLOCKSIZE
 
 
 class Archive:
@@ -52,7 +51,7 @@ class Archive:
     ) -> None:
         self._label = label
         self._strip_top = strip_top
-        self._members: dict[str, Callable[[], IO[bytes]]] = {}
+        self._members: dict[str, tuple[int, Callable[[], IO[bytes]]]] = {}
         self._refused: dict[str, str] = {}
         try:
             magic = stream.read(4)
@@ -65,41 +64,53 @@ class Archive:
             raise SourceError(f"{label} cannot be read ({error})", whole=True) from None
 
     def open(self, name: str) -> BinaryIO:
-        """A member's bytes, seekable; of a folder (``path/``) a tar file of its files.
+        """A member's bytes, seekable.
 
         Raises:
             SourceError: No such member, or one that is refused.
         """
-        if name.endswith("/"):
-            return self._packed(name)
         if name in self._refused:
             raise SourceError(f"{name!r} in {self._label} is {self._refused[name]}")
         if name not in self._members:
             hint = nearest(name, self._members)
             raise SourceError(f"no {name!r} in {self._label}; {hint}")
         try:
-            return cast("BinaryIO", self._members[name]())
+            return cast("BinaryIO", self._members[name][1]())
         except DAMAGED as error:
             raise SourceError(f"{name!r} in {self._label}: {error}") from None
 
-    def _packed(self, folder: str) -> BinaryIO:
-        """The same bytes for the same files, whatever archive they are in."""
+    def pack(self, folder: str, out: BinaryIO, size: int) -> None:
+        """Write the files of a folder (``path/``) as a tar file, of ``size`` bytes.
+
+        It has the same bytes for the same files, whatever archive they are in: they
+        are in order, without times and users.
+
+        Raises:
+            SourceError: No such folder, another size, or the archive is damaged.
+            OSError: ``out`` cannot be written.
+        """
         paths = sorted(path for path in self._members if path.startswith(folder))
         if not paths:
             folders = {f"{path.rpartition('/')[0]}/" for path in self._members}
             hint = nearest(folder, folders)
             raise SourceError(f"no files in {folder!r} of {self._label}; {hint}")
-        packed = cast("BinaryIO", tempfile.TemporaryFile())
-        # Its own format has no limit on names, and no times and users of today.
-        with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            for path in paths:
-                with self.open(path) as stream:
-                    info = tarfile.TarInfo(path.removeprefix(folder))
-                    info.size = stream.seek(0, io.SEEK_END)
-                    stream.seek(0)
-                    tar.addfile(info, stream)
-        packed.seek(0)
-        return packed
+        parts = []
+        for path in paths:
+            info = tarfile.TarInfo(path.removeprefix(folder))
+            info.size = self._members[path][0]
+            header = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+            parts.append((path, header, info.size, -info.size % BLOCK))
+        packed = sum(len(head) + length + fill for _, head, length, fill in parts)
+        end = 2 * BLOCK + -(packed + 2 * BLOCK) % tarfile.RECORDSIZE
+        # Known before anything is unpacked, which might be without end.
+        if packed + end != size:
+            raise SourceError(f"packs to {packed + end} bytes, {size} were expected")
+        for path, header, length, fill in parts:
+            out.write(header)
+            with self.open(path) as stream:
+                copy(stream, out, length, None)
+            out.write(bytes(fill))
+        out.write(bytes(end))
 
     def _index_zip(self, archive: zipfile.ZipFile) -> None:
         for info in archive.infolist():
@@ -111,18 +122,18 @@ class Archive:
             elif info.flag_bits & 1:
                 self._add(info.filename, "encrypted")
             else:
-                self._add(info.filename, partial(archive.open, info))
+                self._add(info.filename, (info.file_size, partial(archive.open, info)))
 
     def _index_tar(self, archive: tarfile.TarFile) -> None:
         for info in archive.getmembers():
             if info.isdir():
                 continue
             if info.isreg():
-                self._add(info.name, partial(_tar_stream, archive, info))
+                self._add(info.name, (info.size, partial(_tar_stream, archive, info)))
             else:
                 self._add(info.name, "a link or a device, not a file")
 
-    def _add(self, path: str, found: Callable[[], IO[bytes]] | str) -> None:
+    def _add(self, path: str, found: tuple[int, Callable[[], IO[bytes]]] | str) -> None:
         steps = [s for s in path.replace("\\", "/").split("/") if s not in ("", ".")]
         if path.startswith("/") or ".." in steps:
             found = f"refused: its path {path!r} leaves the archive's folder"

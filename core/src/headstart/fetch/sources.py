@@ -21,7 +21,7 @@ from headstart.fetch.http import Http, Progress, SourceError
 from headstart.fetch.package_index import IndexFile, PackageIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 SCHEMES = {
     "https": r"//[^/@\s]+/\S+",
@@ -83,11 +83,14 @@ class Source:
         if cut := re.fullmatch(r"(.*)\[(\d+):(\d+)\]", inside):
             inside, span = cut[1], (int(cut[2]), int(cut[3]))
         members = tuple(inside.split("!")) if inside else ()
-        if not all(is_inside(member.removesuffix("/")) for member in members):
+        folder = inside.endswith("/")
+        if not all(
+            map(is_inside, inside.removesuffix("/").split("!") if inside else ())
+        ):
             raise ValueError(f"{text!r}: the member's path leaves the package")
-        if scheme == "hf" and len(members) != 1:
+        if scheme == "hf" and (len(members) != 1 or folder):
             raise ValueError(f"{text!r}: one file of the repository follows the #")
-        if span and (not members or span[0] >= span[1] or scheme == "hf"):
+        if span and (not members or span[0] >= span[1] or scheme == "hf" or folder):
             raise ValueError(f"{text!r}: [start:stop] cuts a piece out of a member")
         parts = {"name": "", "version": "", "kind": "", **found.groupdict()}
         if scheme == "pypi":
@@ -182,12 +185,8 @@ class Fetcher:
         why: list[str] = []
         for package in self._candidates(source):
             try:
-                if source.members:
-                    stream = self._member(package, source.members)
-                else:
-                    stream = self._open.enter_context(package.path.open("rb"))
                 with target.open("wb") as out:
-                    copy(stream, out, size, source.span)
+                    self._unpack(package, source, out, size)
                 return
             except SourceError as error:
                 why.append(str(error))
@@ -211,7 +210,22 @@ class Fetcher:
             self._packages[key] = bring()
         return self._packages[key]
 
-    def _member(self, package: _Package, members: tuple[str, ...]) -> BinaryIO:
+    def _unpack(
+        self, package: _Package, source: Source, out: BinaryIO, size: int
+    ) -> None:
+        """Write what a source means of a package: a member, a folder, all of it."""
+        if not source.members:
+            with package.path.open("rb") as stream:
+                copy(stream, out, size, None)
+            return
+        *outer, last = source.members
+        archive = self._archive(package, outer)
+        if last.endswith("/"):
+            archive.pack(last, out, size)
+        else:
+            copy(archive.open(last), out, size, source.span)
+
+    def _archive(self, package: _Package, members: Sequence[str]) -> Archive:
         # Open archives are kept: reading members in turn then unpacks each one once.
         key: tuple[str, ...] = (str(package.path),)
         if key not in self._archives:
@@ -219,12 +233,12 @@ class Fetcher:
             self._archives[key] = Archive(
                 stream, package.path.name, strip_top=package.strip_top
             )
-        for member in members[:-1]:
+        for member in members:
             outer = self._archives[key]
             key = (*key, member)
             if key not in self._archives:
                 self._archives[key] = Archive(outer.open(member), member)
-        return self._archives[key].open(members[-1])
+        return self._archives[key]
 
     def _from_url(self, url: str) -> _Package:
         path = self._folder / (Path(urlsplit(url).path).name or "package")

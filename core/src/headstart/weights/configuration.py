@@ -15,7 +15,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
     """A JSON file beside weights, such as ``config.json``.
 
     Raises:
-        UserError: It is not there, or holds no configuration.
+        UserError: It is not there, cannot be read, or holds no configuration.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -26,6 +26,9 @@ def read_configuration(path: Path) -> dict[str, Any]:
             why="it says which architecture the weights belong to",
             fix="put it there; transformers' save_pretrained writes it",
         ) from None
+    except OSError as error:
+        what = f"this cannot be read: {error.strerror or error}"
+        raise UserError(what, where=str(path)) from error
     except ValueError as error:
         raise UserError(f"this is no JSON: {error}", where=str(path)) from error
     if not isinstance(found, dict):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import os
 import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from headstart.assets import cache_folder
+from headstart.assets import cache_folder, offline
 from headstart.errors import UserError
 from headstart.fetch.http import Http, SourceError
 from headstart.weights.tensors import file_sha256
@@ -34,8 +34,7 @@ def cache_place(name: str) -> Iterator[Path]:
     folder = cache_folder() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with _alone(folder):
             yield folder
     except OSError as error:
         raise UserError(
@@ -43,6 +42,21 @@ def cache_place(name: str) -> Iterator[Path]:
             where=str(error.filename or folder),
             fix="make room, or set HEADSTART_CACHE to a folder that can be written",
         ) from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    try:
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        # Nobody fills a folder that cannot be written; what is in it serves.
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def published_file(
@@ -64,7 +78,7 @@ def published_file(
     """
     path = folder / Path(urlsplit(url).path).name
     if not path.is_file():
-        if os.environ.get("HEADSTART_OFFLINE", "0") not in ("", "0"):
+        if offline():
             raise UserError(
                 "these weights are not in the cache and the network is forbidden",
                 where=str(path),

@@ -76,7 +76,7 @@ def register_heads() -> Sequence[HeadSpec]:
             targets=("labels",),
             kinds=("single-label",),
             metrics=("auroc", "sensitivity-at-95", "brier", "accuracy"),
-            sample="headstart_medical.classifier:sample_labels",
+            sample="headstart.classification:sample_labels",
             sample_task=_CLASSES,
         ),
         HeadSpec(

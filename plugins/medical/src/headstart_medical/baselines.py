@@ -108,7 +108,11 @@ def classification_baselines(
         test: The same of the test split.
         test_labels: Their class indices.
         task: ``labels``.
+
+    Nothing where there is no training split.
     """
+    if not len(train_labels):
+        return
     known, truth = np.asarray(train_labels), np.asarray(test_labels)
     counts = np.bincount(known, minlength=len(task["labels"]))
     shares = np.tile(counts / len(known), (len(truth), 1))

@@ -42,13 +42,14 @@ def over_patients(
         return dict.fromkeys(statistics)
     generator = np.random.default_rng(seed)
     drawn = generator.integers(len(rows), size=(resamples, len(rows)))
-    samples = [np.concatenate([rows[k] for k in draw]) for draw in drawn.tolist()]
-    found: dict[str, tuple[float, float] | None] = {}
-    for name, statistic in statistics.items():
-        values = np.array([statistic(indices) for indices in samples])
-        values = values[~np.isnan(values)]
-        found[name] = None
-        if 2 * len(values) > resamples:
-            low, high = np.quantile(values, (0.025, 0.975))
+    found: dict[str, tuple[float, float] | None] = dict.fromkeys(statistics)
+    values = np.empty((len(found), resamples))
+    for draw, chosen in enumerate(drawn.tolist()):
+        indices = np.concatenate([rows[k] for k in chosen])
+        values[:, draw] = [statistic(indices) for statistic in statistics.values()]
+    for name, row in zip(found, values, strict=True):
+        known = row[~np.isnan(row)]
+        if 2 * len(known) > resamples:
+            low, high = np.quantile(known, (0.025, 0.975))
             found[name] = (float(low), float(high))
     return found

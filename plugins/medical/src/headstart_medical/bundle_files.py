@@ -152,9 +152,13 @@ class BundleZip:
         info = self._members[self._root + name]
         target = scratch / Path(name).name
         try:
-            with self._zip.open(info) as member, target.open("wb") as out:
+            member = self._zip.open(info)
+        except DAMAGED as error:
+            raise self._damaged(name, str(error)) from None
+        try:
+            with member, target.open("wb") as out:
                 copy(member, out, info.file_size, None)  # type: ignore[arg-type]
-        except (SourceError, NotImplementedError, RuntimeError) as error:
+        except SourceError as error:
             raise self._damaged(name, str(error)) from None
         return target
 
@@ -167,7 +171,8 @@ class BundleZip:
         infos = self._zip.infolist()
         if len(infos) > MEMBER_LIMIT:
             raise UserError(f"has {len(infos):,} members", where=str(self._path))
-        reasons = [(info, _refusal(info)) for info in infos]
+        size = self._path.stat().st_size
+        reasons = [(info, _refusal(info, size)) for info in infos]
         if bad := [(info, reason) for info, reason in reasons if reason]:
             shown = [
                 Fault(
@@ -198,8 +203,8 @@ class BundleZip:
         )
 
 
-def _refusal(info: zipfile.ZipInfo) -> str:
-    """Why a member condemns its archive; empty when it is harmless."""
+def _refusal(info: zipfile.ZipInfo, archive: int) -> str:
+    """Why a member condemns its archive of so many bytes; empty: it is harmless."""
     kind = stat.S_IFMT(info.external_attr >> 16)
     if not is_inside(info.filename.rstrip("/")):
         return "has a path that leaves the archive's folder"
@@ -207,10 +212,9 @@ def _refusal(info: zipfile.ZipInfo) -> str:
         return "is a link or a device"
     if info.flag_bits & 1:
         return "is encrypted"
-    if info.file_size > 1024**2 and (
-        info.file_size > RATIO_LIMIT * max(1, info.compress_size)
-    ):
-        return f"unpacks to {info.file_size:,} bytes of {info.compress_size:,}"
+    packed = min(info.compress_size, archive)
+    if info.file_size > 1024**2 and info.file_size > RATIO_LIMIT * max(1, packed):
+        return f"unpacks to {info.file_size:,} bytes of {packed:,}"
     return ""
 
 

@@ -27,7 +27,12 @@ from headstart_medical.bundle_files import (
     BundleFolder,
     BundleZip,
 )
-from headstart_medical.definitions import KEY, Definition, read_definition
+from headstart_medical.definitions import (
+    KEY,
+    Definition,
+    RefusedError,
+    read_definition,
+)
 
 if TYPE_CHECKING:
     from headstart.weights.sources import SourceContext
@@ -36,9 +41,10 @@ HUB = "MONAI"
 """The organisation on the Hugging Face hub that publishes the model zoo."""
 HUB_FILES = ["configs/*", "models/model.pt", "models/*.safetensors", "LICENSE"]
 NAME = re.compile(r"[\w.-]+(@[\w.-]+)?", re.ASCII)
+PARALLEL = "module."
 CONFIGS = ("inference", "train", "evaluate")
 SUFFIXES = (".json", ".yaml", ".yml")
-LAYOUT = "1"
+LAYOUT = "2"
 """Of what is written into the cache; another one is another folder."""
 
 
@@ -75,6 +81,7 @@ def resolve_bundle(reference: str, context: SourceContext) -> Weights:
 
             tensors = read_tensors([files.local(model, folder)])
             (folder / Path(model).name).unlink(missing_ok=True)
+            _check_size(definition, tensors, model)
             save_file(rename(tensors, definition), folder / TENSORS)
             text = json.dumps(config, indent=1)
             (folder / "config.json").write_text(text, encoding="utf-8")
@@ -121,12 +128,32 @@ def channel_names(
     return tuple(whole) if printable and len({*whole}) == len(names) else ()
 
 
+def _check_size(definition: Definition, tensors: dict[str, Any], model: str) -> None:
+    """A few lines can define a network that no memory holds, with other parameters.
+
+    Raises:
+        RefusedError: The network has far more numbers than the file of its parameters.
+    """
+    found = sum(tensor.numel() for tensor in tensors.values())
+    # MONAI's later releases have a few more than the one that wrote the file.
+    if definition.count > 2 * found:
+        raise RefusedError(
+            f"{KEY} has {definition.count:,} numbers in its parameters and buffers",
+            where=definition.where,
+            why=f"{model} has {found:,}: it is of another network",
+            fix="get the bundle whose definition and parameters belong together",
+        )
+
+
 def rename(tensors: dict[str, Any], definition: Definition) -> dict[str, Any]:
     """A network's tensors with its last layer called ``output``.
 
-    MONAI's DynUNet lists every tensor twice; the second names are left out.
+    MONAI's DynUNet lists every tensor twice; the second names are left out. So is what
+    ``DataParallel`` puts before every name.
     """
     last = definition.network.output
+    if all(name.startswith(PARALLEL) for name in tensors):
+        tensors = {n.removeprefix(PARALLEL): tensor for n, tensor in tensors.items()}
     kept = {
         name: tensor
         for name, tensor in tensors.items()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
     from torch import Tensor
 
-HOTTEST = 10.0
+COLDEST, HOTTEST = 1e-3, 10.0
 
 
 def scaled(logits: Tensor, temperature: float) -> Tensor:
@@ -29,9 +29,10 @@ def fit_temperature(probabilities: ArrayLike, target: ArrayLike) -> float | None
         target: (samples,) class numbers.
 
     Returns:
-        Above 1 where the probabilities were too sure of themselves, at most 10.
+        Above 1 where the probabilities were too sure of themselves; .001 to 10.
         ``None`` where there is nothing to learn from: no sample, or none that is
-        wrong, for then the likelihood grows for ever as the temperature falls.
+        wrong, for then the likelihood grows for ever as the temperature falls; or
+        probabilities that are no numbers.
     """
     given = np.asarray(probabilities, dtype=np.float64)
     right = torch.as_tensor(np.asarray(target), dtype=torch.long)
@@ -52,5 +53,5 @@ def fit_temperature(probabilities: ArrayLike, target: ArrayLike) -> float | None
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[no-untyped-call]
-    fitted = math.exp(min(float(logarithm.detach()), math.log(HOTTEST)))
-    return fitted if math.isfinite(fitted) else HOTTEST
+    fitted = float(logarithm.detach().exp())
+    return None if math.isnan(fitted) else min(max(fitted, COLDEST), HOTTEST)

@@ -146,6 +146,7 @@ def list_cases(settings: CaseSettings, findings: Findings) -> Listing:
     if settings.labels:
         values = settings.values or range(len(settings.labels))
         whole.labels = dict(zip(settings.labels, values, strict=True))
+    _leave_ignored(whole, settings, findings)
     whole.modality = settings.modality or whole.modality
     if not whole.cases and not findings.fatal:
         fix = "give a folder with .nii, .nii.gz, .nrrd files or DICOM folders"
@@ -154,6 +155,19 @@ def list_cases(settings: CaseSettings, findings: Findings) -> Listing:
     _check_ids(whole, findings)
     whole.named = patients.name_patients(whole.cases, settings, findings)
     return whole
+
+
+def _leave_ignored(
+    listing: Listing, settings: CaseSettings, findings: Findings
+) -> None:
+    """``data.ignore`` is no class; nnU-Net lists its value as one."""
+    for name, value in [*listing.labels.items()]:
+        if value == settings.ignore and name in settings.labels:
+            what = f"{value} is the value of class {name!r}, too"
+            fix = "take the class out of data.labels, or leave data.ignore away"
+            findings.fatal.append(Fault(what, "data.ignore", fix=fix))
+        elif value == settings.ignore:
+            del listing.labels[name]
 
 
 def find_asset(path: str) -> Asset:

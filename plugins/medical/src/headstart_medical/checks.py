@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from nibabel import orientations
 
 from headstart.errors import Fault, nearest
 from headstart_medical import reading
 from headstart_medical.cases import Case, Listing, Look
+from headstart_medical.grids import to_ras
 from headstart_medical.paths import shown
 from headstart_medical.patients import check_leaks
 from headstart_medical.reading import Volume, VolumeError, by
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 
 Wanted = Literal["mask", "target", ""]
 AXES = "xyz"
+MOST_CLASSES = 127
+"""Masks are kept as int8, with -1 for what is not known."""
 _THREADS = 4
+_turns: Any = orientations
 
 
 def check_cases(
@@ -138,34 +143,15 @@ def _look(
     case: Case, listing: Listing, settings: CaseSettings, wants_mask: bool
 ) -> list[Fault]:
     """Read a case's files; what is wrong with them."""
-    faults: list[Fault] = []
+    volumes, faults = read_checked(case, len(listing.channels), settings.tolerance)
+    if not volumes:
+        return faults
+    first = volumes[0]
 
     def blame(what: str, why: str = "", fix: str = "", file: str = "") -> None:
         where = f"{case.where} ({file})" if file else case.where
         faults.append(Fault(what, where, why, fix))
 
-    def name(index: int) -> str:
-        file = case.images[min(index, len(case.images) - 1)].name
-        return file if file not in case.where else ""
-
-    try:
-        volumes = reading.read_channels(case.images, len(listing.channels))
-    except VolumeError as error:
-        faults.append(_of_file(case, error))
-        return faults
-    first = volumes[0]
-    for index, volume in enumerate(volumes):
-        bad = int((~np.isfinite(volume.array)).sum())
-        if bad:
-            share = bad / volume.array.size
-            what = f"values that are no numbers: {bad:,} voxels ({share:.1%})"
-            fix = "fill them in, or leave the case out"
-            blame(what, "NaN or infinite", fix, name(index))
-        elif volume.array.min() == volume.array.max():
-            what = f"a constant volume: every voxel is {volume.array.flat[0]:g}"
-            blame(what, "", "export it again, or leave the case out", name(index))
-        for what, why, fix in mismatch(first, volume, settings.tolerance, "channels"):
-            blame(what, why, fix, name(index))
     if not all(volume.facts.get("oriented", True) for volume in volumes):
         faults.append(Fault(_UNPLACED, case.where))
     counts: tuple[int, ...] = ()
@@ -204,6 +190,38 @@ def _look(
     return faults
 
 
+def read_checked(
+    case: Case, channels: int, tolerance: float
+) -> tuple[list[Volume], list[Fault]]:
+    """The images of a case, none where one cannot be read, and what is wrong with them.
+
+    ``tolerance`` is in voxels, as :func:`mismatch` has it.
+    """
+    try:
+        volumes = reading.read_channels(case.images, channels)
+    except VolumeError as error:
+        return [], [_of_file(case, error)]
+    faults = []
+    for index, volume in enumerate(volumes):
+        found = mismatch(volumes[0], volume, tolerance, "channels")
+        if bad := int((~np.isfinite(volume.array)).sum()):
+            share = bad / volume.array.size
+            what = f"values that are no numbers: {bad:,} voxels ({share:.1%})"
+            fix = "fill them in, or leave the case out"
+            found.append((what, "NaN or infinite", fix))
+        elif volume.array.min() == volume.array.max():
+            what = f"a constant volume: every voxel is {volume.array.flat[0]:g}"
+            found.append((what, "", "export it again, or leave the case out"))
+        file = case.images[min(index, len(case.images) - 1)].name
+        where = case.where if file in case.where else f"{case.where} ({file})"
+        faults += [Fault(what, where, why, fix) for what, why, fix in found]
+    if len({volume.person for volume in volumes} - {""}) > 1:
+        what, why = "channels of different patients", "by their DICOM headers"
+        fix = "put each patient's volumes together"
+        faults.append(Fault(what, case.where, why, fix))
+    return volumes, faults
+
+
 def mismatch(
     image: Volume, other: Volume, tolerance: float, what: str
 ) -> list[tuple[str, str, str]]:
@@ -223,7 +241,6 @@ def mismatch(
     one, two = image.array.shape[:3], other.array.shape[:3]
     if one != two:
         return [(f"{both} of different shape: {by(one)} and {by(two)}", "", fix)]
-    found = []
     apart = np.array(
         [
             (other.affine - image.affine) @ [*corner, 1.0]
@@ -248,16 +265,14 @@ def mismatch(
             for i in differ
         )
         why = f"up to {moved:.3g} mm ({voxels:.2g} voxels) at a corner; {limit}"
-        found.append((f"{both} of different spacing: {listed}", why, fix))
-        return found
-    axes = [_turns().aff2axcodes(volume.affine) for volume in (image, other)]
+        return [(f"{both} of different spacing: {listed}", why, fix)]
+    axes = [_turns.aff2axcodes(volume.affine) for volume in (image, other)]
     names = ["".join(map(str, codes)) for codes in axes]
     why = limit
     if names[0] != names[1]:
         why = f"axes run to {names[0]} and {names[1]}; {limit}"
     what = f"{both} of different affine: up to {moved:.3g} mm ({voxels:.2g} voxels)"
-    found.append((f"{what} apart", why, fix))
-    return found
+    return [(f"{what} apart", why, fix)]
 
 
 def digest(volume: Volume) -> str:
@@ -266,18 +281,11 @@ def digest(volume: Volume) -> str:
     The same scan as ``.nii`` and ``.nii.gz``, or with its axes in another order, has
     the same one.
     """
-    turns = _turns()
-    turned = turns.apply_orientation(volume.array, turns.io_orientation(volume.affine))
+    turned, _ = to_ras(volume.array, volume.affine)
     array = np.ascontiguousarray(turned, dtype=np.float32)
     found = hashlib.sha256(str(array.shape).encode())
     found.update(array.data)
     return found.hexdigest()
-
-
-def _turns() -> Any:
-    from nibabel import orientations
-
-    return orientations
 
 
 def _needed(settings: CaseSettings) -> Wanted:
@@ -295,6 +303,11 @@ def _of_file(case: Case, error: VolumeError, file: str = "") -> Fault:
 
 def _named(listing: Listing, settings: CaseSettings, findings: Findings) -> bool:
     """Whether the classes have names; if nobody said, a fault that tells the values."""
+    if len(listing.labels) > MOST_CLASSES:
+        what = f"{len(listing.labels)} classes where at most {MOST_CLASSES} have room"
+        fix = "join some, or name those alone that you need: data.labels, data.values"
+        findings.fatal.append(Fault(what, "data.labels", fix=fix))
+        return False
     if len(listing.labels) > 1:
         return True
     if any(case.above is not None for case in listing.cases):

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from headstart.class_weights import class_weights
+from headstart.classification import SingleLabelHead
 from headstart.errors import UserError, nearest
-from headstart.heads import Head
 from headstart_medical.calibration import fit_temperature, scaled
-from headstart_medical.heads import check_kind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,10 +39,9 @@ class SliceAttention(nn.Module):
         return pooled
 
 
-class ScanClassifier(Head):
+class ScanClassifier(SingleLabelHead):
     """Pools a feature over space and maps it to ``logits``.
 
-    The loss is cross entropy; with class weights its unit is a sample's class weight.
     Probabilities are divided by a temperature before they are compared, once it has
     been fitted to the validation split (:mod:`headstart_medical.calibration`).
 
@@ -56,16 +51,13 @@ class ScanClassifier(Head):
         task: Of kind ``single-label``.
     """
 
-    class_weights: Tensor | None
-
     def __init__(
         self, settings: ClassifierSettings, feature: Feature, task: Mapping[str, Any]
     ) -> None:
         super().__init__()
         # The core calls factories with features of known width.
         channels = cast("int", feature.channels)
-        self.labels = tuple(task["labels"])
-        self.label_smoothing = settings.label_smoothing
+        self.set_labels(settings, task)
         self.reads = (feature.name,)
         self.pooling = settings.pooling
         self.space = SPACE[feature.kind]
@@ -74,8 +66,6 @@ class ScanClassifier(Head):
             self.attention = SliceAttention(channels, settings.attention_width)
         self.dropout = nn.Dropout(settings.dropout)
         self.linear = nn.Linear(channels, len(self.labels))
-        weights = class_weights(settings.class_weights, self.labels, task["counts"])
-        self.register_buffer("class_weights", weights, persistent=False)
 
     @property
     def reduction(self) -> str:
@@ -102,58 +92,14 @@ class ScanClassifier(Head):
             pooled = self.attention(pooled)
         return {**state, "logits": self.linear(self.dropout(pooled)).float()}
 
-    def loss(self, state: State) -> Tensor:
-        return F.cross_entropy(
-            state["logits"],
-            state["labels"],
-            weight=self.class_weights,
-            label_smoothing=self.label_smoothing,
-        )
-
-    def weight(self, batch: State) -> Tensor:
-        """Samples in the batch, or the sum of their class weights."""
-        labels: Tensor = batch["labels"]
-        if self.class_weights is None:
-            return torch.full((), float(len(labels)), device=labels.device)
-        return self.class_weights.to(labels.device)[labels].sum()
-
-    def outputs(self, state: State) -> dict[str, Any]:
-        """``probabilities`` (batch, classes), ``prediction`` and ``target`` (batch).
-
-        Calibrated, once the training is over.
-        """
-        temperature = self.calibration.get("temperature", 1.0)
-        probabilities = scaled(state["logits"], temperature)
-        outputs = {
-            "probabilities": probabilities,
-            "prediction": probabilities.argmax(-1),
-        }
-        if "labels" in state:
-            outputs["target"] = state["labels"]
-        return outputs
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Calibrated, once the training is over."""
+        return scaled(logits, self.calibration.get("temperature", 1.0))
 
     def calibrate(self, outputs: Mapping[str, Any]) -> dict[str, float]:
         """``temperature``, where the validation split has something to say about it."""
         found = fit_temperature(outputs["probabilities"], outputs["target"])
         return {} if found is None else {"temperature": round(found, 4)}
-
-    def decode(self, outputs: dict[str, Any]) -> list[dict[str, Any]]:
-        """``label``, its ``probability``, and the ``probabilities`` of all labels."""
-        return [
-            {
-                "label": self.labels[prediction],
-                "probability": round(probabilities[prediction], 6),
-                "probabilities": {
-                    label: round(value, 6)
-                    for label, value in zip(self.labels, probabilities, strict=True)
-                },
-            }
-            for probabilities, prediction in zip(
-                outputs["probabilities"].tolist(),
-                outputs["prediction"].tolist(),
-                strict=True,
-            )
-        ]
 
     def report(self, evaluation: Evaluation) -> Sequence[Section]:
         from headstart_medical.sections import classification_sections
@@ -170,10 +116,9 @@ def build_classifier(
     """The head ``medical/classifier``.
 
     Raises:
-        UserError: The task is of another kind; nothing to read, or not what was asked
-            for; attention over what has no slices; class weights that do not fit.
+        UserError: Nothing to read, or not what was asked for; attention over what has
+            no slices; class weights that do not fit.
     """
-    check_kind("single-label", settings.name, task)
     feature = _chosen(settings.feature, features)
     if settings.pooling == "attention" and feature.kind != "volume":
         raise UserError(
@@ -183,11 +128,6 @@ def build_classifier(
             "(medical/slices)",
         )
     return ScanClassifier(settings, feature, task)
-
-
-def sample_labels(task: Mapping[str, Any], batch_size: int) -> State:
-    """Valid targets for tests; every label occurs when the batch is large enough."""
-    return {"labels": torch.arange(batch_size) % len(task["labels"])}
 
 
 def _chosen(name: str, features: Mapping[str, Feature]) -> Feature:

@@ -18,7 +18,7 @@ import numpy as np
 from headstart.assets import cache_folder
 from headstart.data import DataModule
 from headstart.errors import DataError, Fault
-from headstart_medical import intensity
+from headstart_medical import __version__, intensity
 from headstart_medical.cases import completed, list_cases
 from headstart_medical.checks import check_cases, check_patch
 from headstart_medical.grids import Grid, resample, to_ras
@@ -82,6 +82,7 @@ class CaseModule(DataModule):
         """The volumes of each split, filled by :meth:`load`."""
         self.store = Store("off", 0, cache_folder())
         self._values: list[int] = []
+        self._named = False
 
     # What a subclass says
 
@@ -135,6 +136,7 @@ class CaseModule(DataModule):
             "spacing": self._spacing(parts),
         }
         self._values = list(listing.labels.values())
+        self._named = listing.named
         self.entries = {
             split: [e for case in parts[split] for e in self._entries(case, split)]
             for split in SPLITS
@@ -145,7 +147,9 @@ class CaseModule(DataModule):
         """Choose how grey values are scaled, and where volumes are kept."""
         super().prepare(preprocessing)
         if self.entries:
-            folder = cache_folder() / "volumes" / self.fingerprint()[:32]
+            # Another version may make other volumes of the same data.
+            name = f"{__version__}-{self.fingerprint()[:32]}"
+            folder = cache_folder() / "volumes" / name
             limit = int(self.settings.cache_gb * 1e9)
             self.store = Store(self.settings.cache, limit, folder)
             if self.settings.workers and self.settings.cache != "off":
@@ -182,6 +186,8 @@ class CaseModule(DataModule):
                 f"{len(entries)} volume{'s' * (len(entries) != 1)} of "
                 f"{len(patients)} patient{'s' * (len(patients) != 1)}"
             )
+            if not self._named and entries:
+                described[split] += " (each case counts as one)"
         described["spacing"] = by(self.task["spacing"], "mm")
         sizes = [entry.grid.shape for entry in self._all()]
         described["largest volume"] = by(max(sizes, key=math.prod))
@@ -343,12 +349,9 @@ class CaseModule(DataModule):
         median."""
         if self.settings.spacing is not None:
             return list(self.settings.spacing)
-        assert self.settings.shape is not None
         cases = parts["train"] or parts["test"]
-        looks = [case.look.canonical for case in cases if case.look]
-        found = [
-            np.array(shape) * spacing / self.settings.shape for shape, spacing in looks
-        ]
+        grids = [Grid.of(c.look.shape, c.look.affine) for c in cases if c.look]
+        found = [self.network_grid(grid).spacing for grid in grids]
         return [round(float(mm), 4) for mm in np.median(np.array(found), axis=0)]
 
     def _all(self) -> Iterable[Entry]:

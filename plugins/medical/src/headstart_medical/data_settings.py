@@ -93,12 +93,16 @@ class CaseSettings(DataSettings):
     def _consistent(self) -> CaseSettings:
         if len(self.percentiles) != 2 or self.percentiles[0] >= self.percentiles[1]:
             raise ValueError("percentiles: give two, the lower one first")
-        if self.values and len(self.values) != len(self.labels):
-            raise ValueError("values: give one for each of labels")
         if self.window[0] >= self.window[1]:
             raise ValueError("window: give the lower end first")
         if self.values and len(self.values) != len(self.labels):
             raise ValueError("values: give one for each of data.labels")
+        for key in ("labels", "values"):
+            given = getattr(self, key)
+            if len(set(given)) < len(given):
+                raise ValueError(f"{key}: one of them is there twice")
+        if self.folds is None and self.fold:
+            raise ValueError(f"fold: say of how many, data.folds; this is {self.fold}")
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"fold: the folds are 0 to {self.folds - 1}")
         if self.spacing is not None and self.shape is not None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import ast
 import inspect
-import math
 import operator
 import re
+import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 KEY = "network_def"
 NUMBER_LIMIT = 4096
 """Largest number that an argument may have."""
-REPEAT_LIMIT = 64
-"""Longest list, and largest number of repeated layers."""
+LIST_LIMIT = 64
+LAYER_LIMIT = 256
+"""Most layers that one argument may ask for; DenseNet264 has 130."""
 TEXT_LIMIT = 200
 DEPTH_LIMIT = 20
 ITEM_LIMIT = 1000
@@ -126,10 +127,14 @@ class Definition:
     Attributes:
         network: Which one.
         arguments: Of its constructor, JSON-ready.
+        count: Numbers in its parameters and buffers.
+        where: The file that says so.
     """
 
     network: Network
     arguments: Mapping[str, Any]
+    count: int
+    where: str
 
     @property
     def config(self) -> dict[str, Any]:
@@ -173,47 +178,48 @@ def read_definition(config: Mapping[str, Any], where: str) -> Definition:
         seen = (*seen, found[1])
         spec = reader.find(found[1], KEY)
     if not isinstance(spec, dict) or "_target_" not in spec:
-        what = "is missing" if spec is None else f"is no definition: {spec!r:.80}"
+        what = "is missing" if spec is None else f"is no definition: {_shown(spec)}"
         raise reader.refused(KEY, what)
     network = _network(spec["_target_"], reader)
-    for key in sorted(str(k) for k in spec):
+    reader.check_keys(spec, KEY)
+    for key in ("_requires_", "_mode_", "_disabled_", "_wrap_"):
         # MONAI runs `_requires_` first and starts a debugger by `_mode_`.
-        harmless = spec.get(key) in ("default", False, None, "")
-        if key in ("_requires_", "_mode_", "_disabled_", "_wrap_") and not harmless:
-            raise reader.refused(f"{KEY}::{key}", f"is {spec[key]!r:.80}")
+        if spec.get(key) not in ("default", False, None, ""):
+            raise reader.refused(f"{KEY}::{key}", f"is {_shown(spec[key])}")
     arguments = {
-        str(key): reader.value(value, f"{KEY}::{key}")
+        key: reader.value(value, f"{KEY}::{key}")
         for key, value in spec.items()
-        if not (str(key).startswith("_") and str(key).endswith("_"))
+        if not (key.startswith("_") and key.endswith("_"))
         and key not in DROPPED.get(network.name, ())
     }
-    _check(network, arguments, reader)
+    count = _check(network, arguments, reader)
     kept = {k: v for k, v in arguments.items() if k not in FETCHING}
-    return Definition(network, kept)
+    return Definition(network, kept, count, where)
 
 
 def _network(target: Any, reader: _Reader) -> Network:
-    path, _, name = str(target).rpartition(".")
+    path, _, name = (target if isinstance(target, str) else "").rpartition(".")
     inside = re.fullmatch(r"(monai\.networks\.nets(\.\w+)?)?", path)
     known = NETWORKS.get(name.casefold())
-    if not isinstance(target, str) or not inside or known is None:
+    if not inside or known is None:
         raise reader.refused(
             f"{KEY}::_target_",
-            f"names {target!r:.80}, which is not one of MONAI's networks with a "
+            f"names {_shown(target)}, which is not one of MONAI's networks with a "
             "backbone here; nothing else is imported",
             nearest(name, [network.name for network in NETWORKS.values()]),
         )
     return known
 
 
-def _check(network: Network, arguments: dict[str, Any], reader: _Reader) -> None:
-    """Hold the arguments against MONAI's signature and count the parameters.
+def _check(network: Network, arguments: dict[str, Any], reader: _Reader) -> int:
+    """Hold the arguments against MONAI's signature; count parameters and buffers.
 
     Raises:
         RefusedError: There are others, or the network would be too large.
     """
     import torch
     from monai.networks import nets
+    from torch.overrides import TorchFunctionMode
 
     build = getattr(nets, network.name)
     names = {*inspect.signature(getattr(nets, network.kind)).parameters}
@@ -229,19 +235,23 @@ def _check(network: Network, arguments: dict[str, Any], reader: _Reader) -> None
                 f"is no argument of {network.name} in this release of MONAI",
                 nearest(key, names),
             )
-        if key in REPEATED and max(_numbers(value), default=0) > REPEAT_LIMIT:
+        if key in REPEATED and sum(map(abs, _numbers(value))) > LAYER_LIMIT:
             raise reader.refused(
-                f"{KEY}::{key}", f"asks for more than {REPEAT_LIMIT} layers"
+                f"{KEY}::{key}", f"asks for more than {LAYER_LIMIT} layers"
             )
-    if network.name == "SwinUNETR":
-        # It asks tensors for their values while it is built, which "meta" has not.
-        width = arguments.get("feature_size", 24)
-        if not isinstance(width, int) or width > 192:
-            raise reader.refused(f"{KEY}::feature_size", f"is {width!r}, over 192")
-        return
     told = {k: v for k, v in arguments.items() if k not in FETCHING}
+
+    class Readable(TorchFunctionMode):
+        """SwinUNETR asks its drop rates for their values, which "meta" has not."""
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            place = {"device": "cpu"} if func is torch.linspace else {}
+            return func(*args, **(kwargs or {}), **place)
+
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), Readable():
             model = build(**told)
     except Exception as error:
         # Whatever MONAI finds wrong with arguments, by its own errors and torch's.
@@ -249,9 +259,10 @@ def _check(network: Network, arguments: dict[str, Any], reader: _Reader) -> None
         raise reader.refused(
             KEY, f"MONAI cannot build {network.name} of it: {reason:.200}"
         ) from None
-    count = sum(p.numel() for p in model.parameters())
+    count: int = sum(t.numel() for t in (*model.parameters(), *model.buffers()))
     if count > PARAMETER_LIMIT:
         raise reader.refused(KEY, f"has {count:,} parameters")
+    return count
 
 
 def _numbers(value: Any) -> list[float]:
@@ -259,6 +270,18 @@ def _numbers(value: Any) -> list[float]:
     if isinstance(value, list):
         return [n for item in value for n in _numbers(item)]
     return [value] if isinstance(value, int | float) else []
+
+
+def _shown(value: Any) -> str:
+    """A value for an error, short whatever YAML's aliases or digits make of it."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    short.maxstring = short.maxother = 80
+    try:
+        return short.repr(value)
+    except ValueError:
+        # Python writes no integer of more than 4,300 digits.
+        return f"a very long {type(value).__name__}"
 
 
 class _Reader:
@@ -288,24 +311,29 @@ class _Reader:
         if self._items > ITEM_LIMIT or len(seen) + key.count("::") > DEPTH_LIMIT:
             raise self.refused(KEY, "has too many entries, or they are too deep")
         if isinstance(value, str) and value.startswith("%"):
-            raise self.refused(key, f"is the macro {value!r:.80}: it reads other files")
+            what = f"is the macro {_shown(value)}: it reads other files"
+            raise self.refused(key, what)
         if isinstance(value, str) and value.startswith(("@", "$")):
             return self._expression(value, key, seen)
         if isinstance(value, list | tuple):
-            if len(value) > REPEAT_LIMIT:
+            if len(value) > LIST_LIMIT:
                 raise self.refused(key, f"is a list of {len(value)} entries")
             return [self.value(v, f"{key}::{i}", seen) for i, v in enumerate(value)]
         if isinstance(value, dict):
-            if strange := [k for k in value if not isinstance(k, str)]:
-                raise self.refused(key, f"has a key that is no text: {strange[0]!r}")
+            self.check_keys(value, key)
             if special := [k for k in value if k.startswith("_") and k.endswith("_")]:
-                raise self.refused(
-                    key, f"is an object: {special[0]} = {value[special[0]]!r:.80}"
-                )
-            if len(value) > REPEAT_LIMIT:
+                what = f"is an object: {special[0]} = {_shown(value[special[0]])}"
+                raise self.refused(key, what)
+            if len(value) > LIST_LIMIT:
                 raise self.refused(key, f"is a table of {len(value)} entries")
             return {k: self.value(v, f"{key}::{k}", seen) for k, v in value.items()}
         return self._literal(value, key)
+
+    def check_keys(self, table: Mapping[Any, Any], key: str) -> None:
+        """Raises :class:`RefusedError` where a key is no text, which YAML allows."""
+        if strange := [k for k in table if not isinstance(k, str)]:
+            what = f"has a key that is no text: {_shown(strange[0])}"
+            raise self.refused(key, what)
 
     def find(self, path: str, key: str) -> Any:
         """The entry that a reference names, as it stands in the configuration.
@@ -327,7 +355,7 @@ class _Reader:
         if found := REFERENCE.fullmatch(text.removeprefix("$").strip()):
             return self._follow(found[1], key, seen)
         if text.startswith("@") or len(text) > TEXT_LIMIT:
-            raise self.refused(key, f"is {text!r:.80}, no plain reference")
+            raise self.refused(key, f"is {_shown(text)}, no plain reference")
         names: dict[str, str] = {}
 
         def hold(match: re.Match[str]) -> str:
@@ -338,7 +366,7 @@ class _Reader:
             tree = ast.parse(REFERENCE.sub(hold, text[1:]).strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             # Statements, such as imports, end here.
-            raise self.refused(key, f"is the expression {text!r:.80}") from None
+            raise self.refused(key, f"is the expression {_shown(text)}") from None
 
         def evaluate(node: ast.expr) -> Any:
             match node:
@@ -358,7 +386,7 @@ class _Reader:
                         return len(found)
             raise self.refused(
                 key,
-                f"is the expression {text!r:.80}; taken are references, integers, "
+                f"is the expression {_shown(text)}; taken are references, integers, "
                 "+ - * // and len()",
             )
 
@@ -373,9 +401,10 @@ class _Reader:
         if value is None or isinstance(value, bool | list | dict):
             return value
         if isinstance(value, int | float):
-            if not math.isfinite(value) or abs(value) > NUMBER_LIMIT:
-                raise self.refused(key, f"is {value!r:.40}, beyond {NUMBER_LIMIT}")
+            # Not a number is not below it either.
+            if not abs(value) <= NUMBER_LIMIT:
+                raise self.refused(key, f"is {_shown(value)}, beyond {NUMBER_LIMIT}")
             return value
         if isinstance(value, str) and len(value) <= TEXT_LIMIT and value.isprintable():
             return value
-        raise self.refused(key, f"is no literal that is taken: {value!r:.80}")
+        raise self.refused(key, f"is no literal that is taken: {_shown(value)}")

@@ -8,8 +8,8 @@ files and positions, never values of other tags, nor the words of pydicom's erro
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TAGS = (
-    *("PatientID", "SeriesInstanceUID", "Modality", "InstanceNumber"),
+    *("PatientID", "SeriesInstanceUID", "Modality"),
     *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
     *("SliceThickness", "SpacingBetweenSlices", "NumberOfFrames"),
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit"),
@@ -36,6 +36,15 @@ SAME_PLACE = 0.01
 """Millimetres: two slices that are nearer are in one place."""
 UNEVEN = 0.1
 """Share of the distance between slices by which it may vary."""
+UPRIGHT = 0.05
+"""By how much the area between the directions of rows and columns may differ from 1."""
+ALIKE = 1e-3
+"""Millimetres, and parts of a direction, by which planes of one volume may differ."""
+NOBODY = re.compile(
+    r"anon\w*|unknown|none|null|n/?a|no[-_ ]?(id|name|patient)|patient|[0x?*._-]+",
+    re.IGNORECASE,
+)
+"""Patient ids that anonymising programs write for everybody."""
 _KEY = secrets.token_bytes(16)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
@@ -50,8 +59,15 @@ class _Slice:
     position: np.ndarray
     orientation: np.ndarray
     spacing: np.ndarray
+    size: tuple[int, int]
+    thickness: float
     slope: float
     intercept: float
+
+    @property
+    def form(self) -> np.ndarray:
+        """What is alike in all planes of a volume: size, spacing and orientation."""
+        return np.concatenate([self.size, self.spacing, self.orientation])
 
 
 def is_dicom(path: Path) -> bool:
@@ -59,6 +75,8 @@ def is_dicom(path: Path) -> bool:
     if path.suffix.casefold() in (".dcm", ".dicom", ".ima"):
         return True
     try:
+        if not path.is_file():
+            return False  # a pipe would never answer
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM" and path.name != "DICOMDIR"
     except OSError:
@@ -121,6 +139,8 @@ def read_series(folder: Path) -> Volume:
 def _header(path: Path) -> Any:
     import pydicom
 
+    # Its warnings repeat what is wrong in a tag; here all is looked at anyway.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     try:
         return pydicom.dcmread(path, specific_tags=list(TAGS))
     except Exception as error:  # its text may hold values of tags
@@ -131,7 +151,7 @@ def _header(path: Path) -> Any:
 
 def _person(data: Any) -> str:
     patient = str(data.get("PatientID", "") or "").strip()
-    if not patient:
+    if not patient or NOBODY.fullmatch(patient):
         return ""
     return hashlib.blake2b(patient.encode(), key=_KEY, digest_size=16).hexdigest()
 
@@ -179,6 +199,8 @@ _GROUPS = {
     "PixelSpacing": "PixelMeasuresSequence",
     "RescaleSlope": "PixelValueTransformationSequence",
     "RescaleIntercept": "PixelValueTransformationSequence",
+    "SliceThickness": "PixelMeasuresSequence",
+    "SpacingBetweenSlices": "PixelMeasuresSequence",
 }
 
 
@@ -204,14 +226,22 @@ def _plane(path: Path, data: Any, frame: int | None, groups: list[Any]) -> _Slic
             why = "without it nobody knows where the slice lies"
             raise VolumeError(what, why, "export the series with its geometry")
         vectors[name] = vector
+    orientation = vectors["ImageOrientationPatient"]
+    normal = np.cross(orientation[:3], orientation[3:])
+    if abs(np.linalg.norm(normal) - 1) > UPRIGHT:
+        what = f"rows and columns that are not at right angles: {path.name}"
+        why = "ImageOrientationPatient is no pair of directions"
+        raise VolumeError(what, why, "export the series with its geometry")
     slope, intercept = find("RescaleSlope"), find("RescaleIntercept")
     return _Slice(
         path.name,
         data,
         frame,
         vectors["ImagePositionPatient"],
-        vectors["ImageOrientationPatient"],
+        orientation,
         vectors["PixelSpacing"],
+        (int(data.Columns), int(data.Rows)),
+        abs(float(find("SpacingBetweenSlices") or find("SliceThickness") or 1.0)),
         1.0 if slope is None else float(slope),
         0.0 if intercept is None else float(intercept),
     )
@@ -219,21 +249,13 @@ def _plane(path: Path, data: Any, frame: int | None, groups: list[Any]) -> _Slic
 
 def _one_plane(planes: list[_Slice]) -> None:
     """Every slice has the orientation, spacing and size of most of them."""
-
-    def form(plane: _Slice) -> tuple[Any, ...]:
-        orientation = np.round(plane.orientation, 3) + 0.0
-        size = (int(plane.data.Columns), int(plane.data.Rows))
-        return size, *np.round(plane.spacing, 4), *orientation
-
-    forms = Counter(map(form, planes))
-    if len(forms) == 1:
+    forms = np.stack([plane.form for plane in planes])
+    other = np.flatnonzero(np.abs(forms - np.median(forms, 0)).max(1) > ALIKE)
+    if not other.size:
         return
-    usual = forms.most_common(1)[0][0]
-    other = next(plane for plane in planes if form(plane) != usual)
-    rest = len(planes) - forms[usual]
     raise VolumeError(
-        f"{rest} of {len(planes)} slices have another plane, spacing or size",
-        f"e.g. {other.file}; a localizer, or a mixed series",
+        f"{other.size} of {len(planes)} slices have another plane, spacing or size",
+        f"e.g. {planes[other[0]].file}; a localizer, or a mixed series",
         "give each stack of slices a folder of its own",
     )
 
@@ -246,9 +268,7 @@ def _ordered(planes: list[_Slice]) -> tuple[list[_Slice], np.ndarray]:
     order = np.argsort(places, kind="stable")
     planes, places = [planes[i] for i in order], places[order]
     if len(planes) == 1:
-        data = first.data
-        thick = data.get("SpacingBetweenSlices") or data.get("SliceThickness") or 1.0
-        return planes, normal * abs(float(thick))
+        return planes, normal * first.thickness
     gaps = np.diff(places)
     if (twice := np.flatnonzero(gaps < SAME_PLACE)).size:
         one, other = planes[twice[0]], planes[twice[0] + 1]
@@ -282,17 +302,19 @@ def _ordered(planes: list[_Slice]) -> tuple[list[_Slice], np.ndarray]:
 
 
 def _pixels(planes: list[_Slice]) -> np.ndarray:
-    data = planes[0].data
-    if int(data.get("SamplesPerPixel", 1)) != 1:
+    from pydicom.pixels.utils import pixel_array
+
+    if int(planes[0].data.get("SamplesPerPixel", 1)) != 1:
         raise VolumeError("a series in colour", fix="give the original grey images")
-    shape = (int(data.Columns), int(data.Rows), len(planes))
+    shape = (*planes[0].size, len(planes))
     if shape[0] * shape[1] * shape[2] > MOST_VOXELS:
         raise VolumeError(f"too large: {by(shape)} voxels", fix="crop it")
     whole = all(p.slope == 1.0 and p.intercept == int(p.intercept) for p in planes)
     array = np.empty(shape, np.int32 if whole else np.float32)
     for z, plane in enumerate(planes):
         try:
-            pixels = plane.data.pixel_array
+            # The data set's own property would keep every slice a second time.
+            pixels = pixel_array(plane.data, index=plane.frame)
         except Exception as error:  # its text may hold values of tags
             raise VolumeError(
                 f"pixels that cannot be decoded: {plane.file}",
@@ -301,8 +323,6 @@ def _pixels(planes: list[_Slice]) -> np.ndarray:
                 "compression, or install a decoder: pip install pylibjpeg "
                 "pylibjpeg-libjpeg pylibjpeg-openjpeg",
             ) from None
-        if plane.frame is not None and pixels.ndim == 3:
-            pixels = pixels[plane.frame]
         if whole and pixels.dtype.kind == "f":
             array, whole = array.astype(np.float32), False
         if whole:

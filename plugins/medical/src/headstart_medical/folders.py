@@ -41,6 +41,7 @@ IMAGE_WORDS = ("image", "img", "scan", "volume", "vol")
 LABEL_WORDS = ("label", "seg", "segmentation", "mask")
 IMAGE_FOLDERS = {*IMAGE_WORDS, "images", "imgs", "scans", "volumes", "dicom"}
 LABEL_FOLDERS = {*LABEL_WORDS, "labels", "segmentations", "masks"}
+TR_TS = ("tr", "ts")
 _NUMBERED = re.compile(r"(.+)_(\d{4})")
 _SEPARATORS = "_.- "
 Key = tuple[str, ...]
@@ -77,13 +78,24 @@ class _Group:
     split: Split | None = None
 
 
-def read_folder(root: Path, settings: CaseSettings, findings: Findings) -> Listing:
-    """The cases of a folder; see the head of this module."""
+def read_folder(
+    root: Path, settings: CaseSettings, findings: Findings, *, labelled: bool = True
+) -> Listing:
+    """The cases of a folder; see the head of this module.
+
+    Args:
+        root: The folder.
+        settings: Names of channels and classes, and words for images and labels.
+        findings: Takes the faults.
+        labelled: Whether labels are looked for, and cases of ``imagesTs`` that have
+            none are left out, as nobody can learn from them.
+    """
     names = _Names(settings)
     entries = volumes(root)
     tops = {_parts(entry, root)[0].casefold() for entry in entries if entry != root}
     splits = bool(tops & {"train", "training"})
     files = [names.parse(entry, root, splits=splits) for entry in entries]
+    files = [file for file in files if labelled or not file.is_label]
     count = _number_channels([file for file in files if not file.is_label])
     classes = list(settings.labels[1:])
     groups = _grouped(files, classes, findings)
@@ -99,7 +111,7 @@ def read_folder(root: Path, settings: CaseSettings, findings: Findings) -> Listi
         if case is None:
             continue
         held_back = group.split == "test" and not splits and not case.labels
-        if held_back and settings.kind != "reconstruction":
+        if held_back and labelled and settings.kind != "reconstruction":
             unused += 1
             continue
         if held_back:
@@ -108,8 +120,8 @@ def read_folder(root: Path, settings: CaseSettings, findings: Findings) -> Listi
     if unused:
         what = f"{unused} cases of imagesTs have no label and are not used"
         findings.warnings.append(Fault(what, shown(root)))
-    labelled = any(case.labels for case in listing.cases)
-    if settings.kind == "single-label" and not labelled:
+    masks = any(case.labels for case in listing.cases)
+    if settings.kind == "single-label" and not masks:
         _class_folders(listing.cases, splits)
     return listing
 
@@ -139,7 +151,8 @@ class _Names:
         if not path.is_dir():
             name = stem(name) or name
         split: Split | None = None
-        is_label: bool | None = None
+        # A folder of a kind may be given itself: `predict RUN imagesTs`.
+        is_label = False if _kind(root.name) in self.image_folders else None
         kept = []
         for depth, folder in enumerate(folders):
             low = folder.casefold()
@@ -147,9 +160,9 @@ class _Names:
                 split = SPLIT_NAMES[low]
                 kept.append(folder)
                 continue
-            if low.endswith(("str", "sts")) and low[:-2] in ("images", "labels"):
-                split = "test" if low.endswith("sts") else split
-                low = low[:-2]
+            if low != _kind(folder):
+                split = "test" if low.endswith("ts") else split
+                low = _kind(folder)
             if low in self.label_folders or low in self.image_folders:
                 is_label = low in self.label_folders
             else:
@@ -169,8 +182,9 @@ class _Names:
             is_label, role = self.words[word]
             if low == word:
                 return "", is_label, role
-            before = len(low) - len(word) - 1
-            if low.endswith(word) and before > 0 and low[before] in _SEPARATORS:
+            # Counted in the name itself: in lower case it may be longer.
+            before = len(name) - len(word) - 1
+            if low.endswith(word) and before > 0 and name[before] in _SEPARATORS:
                 rest = name[:before]
                 if role is not None and is_label:
                     # `case1_label_liver`: both words go.
@@ -189,6 +203,12 @@ class _Names:
     def _bare(self, name: str) -> str:
         rest, is_label, role = self.strip(name)
         return rest if is_label and role is None else name
+
+
+def _kind(folder: str) -> str:
+    """A folder's name in lower case: of ``imagesTr`` and ``imagesTs`` ``images``."""
+    low = folder.casefold()
+    return low[:-2] if low[:-2] in ("images", "labels") and low[-2:] in TR_TS else low
 
 
 def _parts(path: Path, root: Path) -> Key:
@@ -312,6 +332,12 @@ def _case(
         case.images = tuple(group.images.values())
     if None in group.labels or not group.labels:
         case.labels = tuple(group.labels.values())[:1]
+        if len(group.labels) > 1:
+            what = "a label of all classes, and labels of single ones"
+            why = ", ".join(sorted(path.name for path in group.labels.values()))
+            fix = "leave one kind away, or name it otherwise"
+            found = Fault(what, f"{where} ({case.id})", why, fix)
+            findings.sample(*case.place, found)
         return case
     for index, name in enumerate(classes):
         if index not in group.labels:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LIMIT = 256 * 1024**2
-"""Largest graph that is read and largest constant that is filled in, in bytes."""
+"""Largest graph that is read, and most bytes of all its constants together."""
 
 # Field numbers of the messages above.
 GRAPH_NODE = 1
@@ -55,7 +55,7 @@ def read_constants(data: bytes, where: str) -> dict[str, NDArray[np.float32]]:
     try:
         if len(data) > LIMIT:
             raise _DamagedError(f"it has {len(data):,} bytes, {LIMIT:,} are the limit")
-        nodes = 0
+        nodes = filled = 0
         for number, value in _fields(memoryview(data)):
             if number != GRAPH_NODE:
                 continue
@@ -65,6 +65,9 @@ def read_constants(data: bytes, where: str) -> dict[str, NDArray[np.float32]]:
                 raise _DamagedError(f"two nodes are called {name!r}")
             if array is not None:
                 constants[name] = array
+                filled += array.nbytes
+            if filled > LIMIT:
+                raise _DamagedError(f"its constants are larger than {LIMIT:,} bytes")
         if not nodes:
             raise _DamagedError("it has no nodes")
     except _DamagedError as error:

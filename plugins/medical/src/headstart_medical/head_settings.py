@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from headstart.settings import HeadSettings, Share
+from headstart.settings import ClassificationSettings, HeadSettings
 
 Positive = Annotated[int, Field(ge=1)]
 Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -53,7 +53,7 @@ class ReconstructionSettings(WindowSettings):
     """Of a hidden voxel: absolute or squared difference."""
 
 
-class ClassifierSettings(HeadSettings):
+class ClassifierSettings(ClassificationSettings):
     """``[head]`` of classification: pooled features to labels."""
 
     feature: str = ""
@@ -65,7 +65,3 @@ class ClassifierSettings(HeadSettings):
     """Hidden units of the attention."""
     dropout: Dropout = 0.2
     """Before the linear layer."""
-    class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
-    """``balanced`` weighs each class by the inverse of its frequency in train."""
-    label_smoothing: Share = 0.0
-    """Share of the target that is spread over all classes."""

@@ -12,13 +12,11 @@ from headstart.errors import Fault, UserError
 from headstart.heads import Head
 from headstart_medical.components import clean_components
 from headstart_medical.grids import Grid, labels_on_original, to_original
-from headstart_medical.losses import (
-    SegmentationLoss,
-    deep_supervision,
-)
+from headstart_medical.losses import SegmentationLoss, deep_supervision
+from headstart_medical.measures import box_sides
 from headstart_medical.options import SegmentationOptions
 from headstart_medical.predictions import segmentation_rows
-from headstart_medical.sliding import Windows, enlarged
+from headstart_medical.sliding import Windows, check_window, enlarged
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,11 +27,6 @@ if TYPE_CHECKING:
     from headstart.stages import State
     from headstart_medical.head_settings import SegmentationSettings
 
-HEADS = {
-    "volume-segmentation": "medical/segmentation",
-    "single-label": "medical/classifier",
-    "reconstruction": "medical/reconstruction",
-}
 UNKNOWN = 255
 """In masks of outputs: not labelled."""
 NOTHING = 1e-3
@@ -161,7 +154,8 @@ class SegmentationHead(Head):
 
         Returns:
             ``prediction``: uint8 arrays (x, y, z) on the original grid, cleaned;
-            ``spacing``: millimetres (batch, 3) of that grid; with a mask to compare to
+            ``spacing``: millimetres (batch, 3) of that grid, see
+            :func:`headstart_medical.measures.box_sides`; with a mask to compare to
             ``target``: uint8 arrays, 255 where not known; without one ``confidence``:
             float16 arrays, the probability that a voxel is not background. Patches are
             left on the network's grid.
@@ -177,7 +171,7 @@ class SegmentationHead(Head):
                 spacing = np.array(self.spacing)
             else:
                 mask = labels_on_original(probabilities, *grids)
-                spacing = grids[1].spacing
+                spacing = box_sides(grids[1].affine)
             mask = clean_components(
                 mask, spacing, largest=self.largest, smallest_ml=self.smallest_ml
             )
@@ -234,11 +228,11 @@ class SegmentationHead(Head):
         return (
             Fault(
                 f"nothing is found where it is: Dice {metrics['dice']:.3f}",
-                where="validation",
+                where="predictions",
                 why="where a class is rare, calling all background costs little, and "
                 "a learning rate that is too high or too low never leaves that",
-                fix="wait for another validation; then try train.learning_rate three "
-                "times lower or higher, more train.epochs, or a larger data.foreground",
+                fix="unless more training mends it, try train.learning_rate three times "
+                "lower or higher, more train.epochs, or a larger data.foreground",
             ),
         )
 
@@ -270,10 +264,9 @@ def build_segmentation(
     It reads ``decoded``, else the backbone's last volume.
 
     Raises:
-        UserError: The task is of another kind or has too many classes; the backbone
-            gives no volume, or not so many levels as deep supervision wants.
+        UserError: The task has too many classes; the backbone gives no volume, or not
+            so many levels as deep supervision wants, or cannot read such windows.
     """
-    check_kind("volume-segmentation", settings.name, task)
     if len(task["labels"]) > UNKNOWN:
         raise UserError(
             f"there are {len(task['labels'])} classes of voxels",
@@ -282,6 +275,7 @@ def build_segmentation(
             fix=f"merge classes until there are at most {UNKNOWN}",
         )
     feature = decoded(features)
+    check_window(settings, task["patch"], features.values())
     wanted = [f"up{level + 1}" for level in range(settings.deep_supervision)]
     missing = [name for name in wanted if name not in features]
     if missing:
@@ -294,23 +288,6 @@ def build_segmentation(
         )
     levels = [features[name] for name in wanted]
     return SegmentationHead(settings, feature, levels, task)
-
-
-def check_kind(kind: str, head: str, task: Mapping[str, Any]) -> None:
-    """Refuse a task of another kind than the head's.
-
-    Raises:
-        UserError: Names a head for this kind of task.
-    """
-    given = task["kind"]
-    if given == kind:
-        return
-    right = HEADS.get(given)
-    raise UserError(
-        f"the head {head!r} is for {kind} tasks, the data's kind is {given!r}",
-        where="head.name",
-        fix=f'head.name = "{right}"' if right else f'data.kind = "{kind}"',
-    )
 
 
 def decoded(features: Mapping[str, Feature]) -> Feature:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from headstart.data import Findings
 from headstart.errors import DataError, Fault
 from headstart_medical.cases import Case, Look
+from headstart_medical.checks import read_checked
 from headstart_medical.dicom import is_dicom
 from headstart_medical.folders import read_folder
 from headstart_medical.paths import NO_SUCH, shown
-from headstart_medical.reading import VolumeError, read_images
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,13 +42,11 @@ def input_cases(inputs: Sequence[Any], settings: CaseSettings) -> list[Case]:
             continue
         cases += _of(Path(given).expanduser(), settings, faults)
     for case in cases:
-        try:
-            volume = read_images(case.images, len(settings.channels))
-        except VolumeError as error:
-            faults.append(Fault(error.what, case.where, error.why, error.fix))
-        else:
-            x, y, z = volume.array.shape[1:]
-            case.look = Look((x, y, z), volume.affine)
+        count = len(settings.channels)
+        volumes, found = read_checked(case, count, settings.tolerance)
+        faults += found
+        if volumes:
+            case.look = Look(volumes[0].array.shape, volumes[0].affine)
     if faults:
         raise DataError(*faults)
     if not cases:
@@ -67,8 +65,7 @@ def _of(path: Path, settings: CaseSettings, faults: list[Fault]) -> list[Case]:
     if series or path.is_file():
         return [Case(str(path), (path,), where=shown(path))]
     findings = Findings()
-    # Their labels do not matter, so none is missing and none has the wrong values.
-    found = read_folder(path, settings, findings).cases
+    found = read_folder(path, settings, findings, labelled=False).cases
     told = [*findings.fatal]
     told += [fault for several in findings.samples.values() for fault in several]
     faults += told

@@ -7,7 +7,7 @@ robust      the foreground's median to 0.5, its deviation to 0.1, cut at 0 and 1
             z-score, but a bright lesion or fat hardly changes what the rest becomes,
             and all is in the range of networks that were trained on 0 to 1
 percentile  two percentiles to 0 and 1, cut beyond
-max         divided by the largest value
+max         divided by the largest value, where that is above 0
 ==========  =====================================================================
 
 Each channel by itself.
@@ -110,5 +110,7 @@ def normalised(
         return percentile(volume, *settings.percentiles)
     if method == "max":
         largest = float(volume.max())
-        return np.asarray(volume / np.float32(largest or 1.0), dtype=np.float32)
+        # Of values below 0 alone, dark would become bright.
+        scale = np.float32(largest if largest > 0 else 1.0)
+        return np.asarray(volume / scale, dtype=np.float32)
     return volume.astype(np.float32, copy=False)

@@ -59,6 +59,18 @@ def lesions_of(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return numbered, int(count)
 
 
+def box_sides(affine: np.ndarray) -> np.ndarray:
+    """Sides of a box as large as a voxel, mm, float64 (3,).
+
+    The distances of neighbouring voxels, but where a tilted gantry shears the slices
+    against each other: these are nearer to each other than their voxels.
+
+    Args:
+        affine: Voxel indices to millimetres, (4, 4).
+    """
+    return np.abs(np.diag(np.linalg.qr(affine[:3, :3])[1]))
+
+
 def volumes_ml(mask: np.ndarray, spacing: Sequence[float], classes: int) -> np.ndarray:
     """Millilitres of each class but the first, (classes - 1,); spacing in mm."""
     voxels = np.bincount(mask.ravel(), minlength=classes)[1:classes]

@@ -6,13 +6,12 @@ conventions for empty masks are those of :mod:`headstart_medical.measures`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from headstart.errors import UserError
 from headstart_medical.measures import (
     INPUTS,
     as_array,
@@ -25,25 +24,14 @@ from headstart_medical.measures import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from headstart_medical.measures import Measure
+
+    Metric = TypeVar("Metric")
+    Factory = Callable[[Mapping[str, Any]], Metric]
     Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
+    Scores = Callable[[Mapping[str, Any], Mapping[str, Any]], np.ndarray]
 
 SPECIFICITY = 0.95
-
-_MEASURES = {
-    "dice": overlap,
-    "hd95": surfaces,
-    "asd": surfaces,
-    "volume-error": overlap,
-    "relative-volume-error": overlap,
-    "lesion-f1": lesions,
-    "lesion-recall": lesions,
-    "false-lesions": lesions,
-}
-OF_KIND = {
-    "volume-segmentation": tuple(_MEASURES),
-    "single-label": ("auroc", "sensitivity-at-95", "brier", "accuracy"),
-    "reconstruction": ("reconstruction-error", "relative-error"),
-}
 
 
 class CaseMean:
@@ -183,148 +171,75 @@ def brier_by_sample(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray
     return halves
 
 
-def dice(task: Mapping[str, Any]) -> CaseMean:
-    """Overlap: twice what both have, as a part of what either has."""
-    return _case_mean("dice", task)
-
-
-def hd95(task: Mapping[str, Any]) -> CaseMean:
-    """Hausdorff distance between the surfaces, 95th percentile, mm."""
-    return _case_mean("hd95", task)
-
-
-def asd(task: Mapping[str, Any]) -> CaseMean:
-    """Average symmetric distance between the surfaces, mm."""
-    return _case_mean("asd", task)
-
-
-def volume_error(task: Mapping[str, Any]) -> CaseMean:
-    """How much the volume is off, ml."""
-    return _case_mean("volume-error", task)
-
-
-def relative_volume_error(task: Mapping[str, Any]) -> CaseMean:
-    """How much the volume is off, as a part of the true one."""
-    return _case_mean("relative-volume-error", task)
-
-
-def lesion_f1(task: Mapping[str, Any]) -> CaseMean:
-    """F1 of whole lesions, not of voxels."""
-    return _case_mean("lesion-f1", task)
-
-
-def lesion_recall(task: Mapping[str, Any]) -> CaseMean:
-    """Share of the true lesions that are found."""
-    return _case_mean("lesion-recall", task)
-
-
-def false_lesions(task: Mapping[str, Any]) -> CaseMean:
-    """Predicted lesions that are none, per case: their sum over the classes."""
-    return _case_mean("false-lesions", task)
-
-
-def auroc(task: Mapping[str, Any]) -> OfAll:
-    """Area under the ROC curve, mean over the labels, each against the rest."""
-    _check("auroc", task)
-    return OfAll(mean_auroc)
-
-
-def sensitivity_at_95(task: Mapping[str, Any]) -> OfAll:
-    """Sensitivity at a specificity of at least .95; of two labels the second counts."""
-    _check("sensitivity-at-95", task)
-    return OfAll(mean_sensitivity)
-
-
-def brier(task: Mapping[str, Any]) -> OfAll:
-    """Brier score: how far probabilities are from what is true, 0 to 1."""
-    _check("brier", task)
-    return OfAll(
-        lambda probabilities, target: _mean(brier_by_sample, probabilities, target)
-    )
-
-
-def accuracy(task: Mapping[str, Any]) -> OfAll:
-    """Share of samples with the right label."""
-    _check("accuracy", task)
-    return OfAll(
-        lambda probabilities, target: _mean(right_by_sample, probabilities, target)
-    )
-
-
-def reconstruction_error(task: Mapping[str, Any]) -> CaseMean:
-    """Mean absolute error of what was hidden, in the network's units of intensity."""
-    _check("reconstruction-error", task)
-    return CaseMean(float)
-
-
-def relative_error(task: Mapping[str, Any]) -> Ratio:
-    """That error as a part of the one of a blank: 1 is no better than the mean."""
-    _check("relative-error", task)
-    return Ratio()
-
-
 def right_by_sample(probabilities: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Whether the likeliest class is the right one, float64 (samples,)."""
     right: np.ndarray = (probabilities.argmax(1) == target).astype(float)
     return right
 
 
-def dice_scores(task: Mapping[str, Any], outputs: Mapping[str, Any]) -> np.ndarray:
-    """Each case's Dice."""
-    return _scores("dice", task, outputs)
+def case_score(name: str, values: np.ndarray) -> float:
+    """One number for a case, from those of its foreground classes."""
+    return float(values.sum()) if name == "false-lesions" else mean_known(values)
 
 
-def hd95_scores(task: Mapping[str, Any], outputs: Mapping[str, Any]) -> np.ndarray:
-    """Each case's 95th percentile of the distances, mm."""
-    return _scores("hd95", task, outputs)
+def _of_cases(name: str, measure: Measure) -> tuple[Factory[CaseMean], Scores]:
+    """A metric of masks, and each case's share in it."""
+
+    def factory(task: Mapping[str, Any]) -> CaseMean:
+        classes = len(task["labels"])
+
+        def score(found: Any, true: Any, spacing: Any) -> float:
+            return case_score(name, measure(found, true, spacing, classes)[name])
+
+        return CaseMean(score)
+
+    def scores(task: Mapping[str, Any], outputs: Mapping[str, Any]) -> np.ndarray:
+        metric = factory(task)
+        metric.update(*(outputs[key] for key in INPUTS))
+        return np.array(metric.values)
+
+    return factory, scores
 
 
-def asd_scores(task: Mapping[str, Any], outputs: Mapping[str, Any]) -> np.ndarray:
-    """Each case's mean distance, mm."""
-    return _scores("asd", task, outputs)
+def _of_samples(share: Score) -> tuple[Factory[OfAll], Scores]:
+    """A metric of probabilities that is a mean over samples, and each one's share."""
+
+    def factory(task: Mapping[str, Any]) -> OfAll:
+        return OfAll(lambda found, target: float(share(found, target).mean()))
+
+    def scores(task: Mapping[str, Any], outputs: Mapping[str, Any]) -> np.ndarray:
+        return share(*(as_array(outputs[key]) for key in ("probabilities", "target")))
+
+    return factory, scores
 
 
-def volume_error_scores(
-    task: Mapping[str, Any], outputs: Mapping[str, Any]
-) -> np.ndarray:
-    """Each case's error, ml."""
-    return _scores("volume-error", task, outputs)
+dice, dice_scores = _of_cases("dice", overlap)
+volume_error, volume_error_scores = _of_cases("volume-error", overlap)
+relative_volume_error, relative_volume_error_scores = _of_cases(
+    "relative-volume-error", overlap
+)
+hd95, hd95_scores = _of_cases("hd95", surfaces)
+asd, asd_scores = _of_cases("asd", surfaces)
+lesion_f1, lesion_f1_scores = _of_cases("lesion-f1", lesions)
+lesion_recall, lesion_recall_scores = _of_cases("lesion-recall", lesions)
+false_lesions, false_lesions_scores = _of_cases("false-lesions", lesions)
+brier, brier_scores = _of_samples(brier_by_sample)
+accuracy, accuracy_scores = _of_samples(right_by_sample)
 
 
-def relative_volume_error_scores(
-    task: Mapping[str, Any], outputs: Mapping[str, Any]
-) -> np.ndarray:
-    """Each case's error as a part of its true volume."""
-    return _scores("relative-volume-error", task, outputs)
+def auroc(task: Mapping[str, Any]) -> OfAll:
+    """Area under the ROC curve, mean over the labels, each against the rest."""
+    return OfAll(mean_auroc)
 
 
-def lesion_f1_scores(task: Mapping[str, Any], outputs: Mapping[str, Any]) -> np.ndarray:
-    """Each case's F1 of lesions."""
-    return _scores("lesion-f1", task, outputs)
+def sensitivity_at_95(task: Mapping[str, Any]) -> OfAll:
+    """Sensitivity at a specificity of at least .95; of two labels the second counts."""
+    return OfAll(mean_sensitivity)
 
 
-def lesion_recall_scores(
-    task: Mapping[str, Any], outputs: Mapping[str, Any]
-) -> np.ndarray:
-    """Each case's share of lesions that are found."""
-    return _scores("lesion-recall", task, outputs)
-
-
-def false_lesions_scores(
-    task: Mapping[str, Any], outputs: Mapping[str, Any]
-) -> np.ndarray:
-    """Each case's number of false lesions."""
-    return _scores("false-lesions", task, outputs)
-
-
-def brier_scores(task: Mapping[str, Any], outputs: Mapping[str, Any]) -> np.ndarray:
-    """Each sample's part of the Brier score."""
-    return brier_by_sample(*_classified(outputs))
-
-
-def accuracy_scores(task: Mapping[str, Any], outputs: Mapping[str, Any]) -> np.ndarray:
-    """1 for each sample that is right, else 0."""
-    return right_by_sample(*_classified(outputs))
+def reconstruction_error(task: Mapping[str, Any]) -> CaseMean:
+    """Mean absolute error of what was hidden, in the network's units of intensity."""
+    return CaseMean(float)
 
 
 def reconstruction_error_scores(
@@ -334,54 +249,17 @@ def reconstruction_error_scores(
     return as_array(outputs["error"]).astype(float)
 
 
+def relative_error(task: Mapping[str, Any]) -> Ratio:
+    """That error as a part of the one of a blank: 1 is no better than the mean."""
+    return Ratio()
+
+
 def relative_error_scores(
     task: Mapping[str, Any], outputs: Mapping[str, Any]
 ) -> np.ndarray:
     """Each sample's error and its blank's, (samples, 2)."""
     pair = [as_array(outputs[key]).astype(float) for key in ("error", "blank")]
     return np.stack(pair, axis=1)
-
-
-def case_score(name: str, values: np.ndarray) -> float:
-    """One number for a case, from those of its foreground classes."""
-    return float(values.sum()) if name == "false-lesions" else mean_known(values)
-
-
-def _case_mean(name: str, task: Mapping[str, Any]) -> CaseMean:
-    _check(name, task)
-    measure, classes = _MEASURES[name], len(task["labels"])
-
-    def score(found: Any, true: Any, spacing: Any) -> float:
-        return case_score(name, measure(found, true, spacing, classes)[name])
-
-    return CaseMean(score)
-
-
-def _scores(
-    name: str, task: Mapping[str, Any], outputs: Mapping[str, Any]
-) -> np.ndarray:
-    metric = _case_mean(name, task)
-    metric.update(*(outputs[key] for key in INPUTS))
-    return np.array(metric.values)
-
-
-def _classified(outputs: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    return as_array(outputs["probabilities"]), as_array(outputs["target"])
-
-
-def _mean(score: Score, probabilities: np.ndarray, target: np.ndarray) -> float:
-    return float(score(probabilities, target).mean())
-
-
-def _check(name: str, task: Mapping[str, Any]) -> None:
-    kind = task["kind"]
-    if name not in OF_KIND.get(kind, ()):
-        known = ", ".join(OF_KIND.get(kind, ())) or "loss"
-        raise UserError(
-            f"the metric {name!r} does not measure {kind} tasks",
-            where="metrics.names",
-            fix=f"choose from {known}",
-        )
 
 
 def sample_outputs(task: Mapping[str, Any], batch_size: int) -> dict[str, Any]:

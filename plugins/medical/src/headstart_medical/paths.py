@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from headstart.errors import Fault, nearest
+from headstart.errors import DataError, Fault, nearest
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd")
 """Endings of files that hold a volume; a folder may hold a DICOM series."""
@@ -46,14 +46,34 @@ def hidden(name: str) -> bool:
 
 
 def volumes(root: Path) -> list[Path]:
-    """Volume files and DICOM folders below a folder, itself included, sorted."""
+    """Volume files and DICOM folders below a folder, itself included, sorted.
+
+    Raises:
+        DataError: A folder cannot be opened; its cases would be missing unseen.
+    """
     from headstart_medical.dicom import is_dicom
 
     found: list[Path] = []
-    for place, folders, names in os.walk(root, followlinks=True):
+    above: dict[str, frozenset[str]] = {}
+    for place, folders, names in os.walk(root, onerror=_closed, followlinks=True):
+        real = os.path.realpath(place)
+        around = above.get(os.path.dirname(place), frozenset())
+        if real in around:
+            folders.clear()  # a link back to where it is from
+            continue
+        above[place] = around | {real}
         folders[:] = sorted(name for name in folders if not hidden(name))
         files = [Path(place, name) for name in sorted(names) if not hidden(name)]
         found += [file for file in files if stem(file.name) is not None]
         if any(is_dicom(file) for file in files if stem(file.name) is None):
             found.append(Path(place))
     return sorted(found)
+
+
+def _closed(error: OSError) -> None:
+    raise DataError(
+        "the folder cannot be opened",
+        where=shown(error.filename or ""),
+        why=error.strerror or "",
+        fix="let it be read, or move it away",
+    ) from None

@@ -34,18 +34,16 @@ def name_patients(
     pattern = settings.patient
     if "(" in pattern:
         return _by_pattern(cases, pattern, findings)
-    if any(case.patient for case in cases):
-        for case in cases:
-            case.patient = case.patient or case.id
-        return True
-    if pattern:
+    if pattern and not any(case.patient for case in cases):
         what = f"{pattern!r} is no pattern, and there are no columns"
         fix = r'write one with a group, e.g. data.patient="(patient\\d+)"'
         findings.fatal.append(Fault(what, "data.patient", fix=fix))
-    subjects = [BIDS.search(case.id) for case in cases]
-    known = bool(cases) and all(subjects)
-    for case, found in zip(cases, subjects, strict=True):
-        case.patient = found[1] if known and found else case.id
+    known = False
+    for case in cases:
+        if not case.patient and (subject := BIDS.search(case.id)):
+            case.patient = subject[1]
+        known = known or bool(case.patient)
+        case.patient = case.patient or case.id
     return known
 
 
@@ -115,8 +113,7 @@ def check_leaks(cases: Sequence[Case], findings: Findings) -> None:
         return case.split or "train"
 
     if given:
-        named = [case for case in cases if case.patient != case.id]
-        _check_shared(named, split_of, lambda case: case.patient, findings)
+        _check_shared(cases, split_of, lambda case: case.patient, findings)
         people = [case for case in cases if case.look and case.look.person]
         _check_shared(people, split_of, lambda case: "", findings)
     owner: dict[str, Case] = {}
@@ -165,7 +162,8 @@ def _check_shared(
     what = f"{len(shared)} patients are in two splits{by}"
     fix = (
         "move each patient to one split, or give no validation_path and test_path: "
-        "random splits keep patients whole"
+        "random splits keep patients whole; of different people whose names are alike "
+        "say with data.patient how they are told apart"
     )
     why = _examples(list(shared.values()))
     findings.fatal.append(Fault(what, "data.patient", why, fix))

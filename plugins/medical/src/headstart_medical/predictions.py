@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
+from nibabel.spatialimages import HeaderDataError
 
 from headstart_medical import run_lengths
 from headstart_medical.measures import as_array, lesions_of, volumes_ml
@@ -21,9 +22,12 @@ from headstart_medical.reading import read_volume
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    Form = tuple[np.ndarray, int]
+
 CSV_FILE, README = "predictions.csv", "README.txt"
 MASKS, PROBABILITIES = "masks", "probabilities"
 NOTICE = "Not a medical device: for research only, never for diagnosis or treatment."
+FORMS = ("sform", "qform")
 SCANNER = 1
 """NIfTI's code for the scanner's own space."""
 STEPS = 255
@@ -146,35 +150,52 @@ def output_names(names: Sequence[str]) -> list[str]:
 def _write_volumes(
     folder: Path, name: str, image: Path, row: Mapping[str, Any]
 ) -> None:
-    affine, code = _grid(image)
+    affine = read_volume(image).affine
+    forms = _forms(image, affine)
     mask = run_lengths.decode(row["mask"])
-    _save(mask, affine, code, folder / MASKS / f"{name}.nii.gz")
+    _save(mask, affine, forms, folder / MASKS / f"{name}.nii.gz")
     if "probability" in row:
         packed = zlib.decompress(base64.b64decode(row["probability"]))
         steps = np.frombuffer(packed, dtype=np.uint8).reshape(mask.shape)
         place = folder / PROBABILITIES / f"{name}.nii.gz"
-        _save(steps, affine, code, place, slope=1 / STEPS)
+        _save(steps, affine, forms, place, slope=1 / STEPS)
 
 
-def _grid(image: Path) -> tuple[np.ndarray, int]:
-    """A volume's affine, and NIfTI's code for the space that it leads to."""
-    code = SCANNER
-    if image.suffix in (".nii", ".gz"):
-        header: Any = nib.load(image).header
-        codes = (int(header[key]) for key in ("sform_code", "qform_code"))
-        code = next((known for known in codes if known), SCANNER)
-    return read_volume(image).affine, code
+def _forms(image: Path, affine: np.ndarray) -> list[Form]:
+    """What NIfTI's sform and qform say of a volume's grid: an affine, and its code.
+
+    Viewers read one of them, and not all the same one: both are as the volume has them,
+    so that its mask is where the volume is, and what it lacks is as the other. Where a
+    NIfTI says nothing of a space neither does its mask.
+    """
+    if not (image.is_file() and image.suffix.lower() in (".nii", ".gz")):
+        return [(affine, SCANNER)] * 2
+    loaded: Any = nib.load(image)
+    try:
+        told = [getattr(loaded, f"get_{form}")(coded=True) for form in FORMS]
+    except (ValueError, HeaderDataError):
+        # A quaternion that is none: the affine is the other form's.
+        told = [(affine, int(loaded.header["sform_code"]))] * 2
+    code = int(told[0][1] or told[1][1])
+    # Lengths in another unit than ours are left where they are read.
+    same = np.array_equal(loaded.affine, affine)
+    return [
+        (matrix if same and own else affine, int(own) or code) for matrix, own in told
+    ]
 
 
 def _save(
-    volume: np.ndarray, affine: np.ndarray, code: int, path: Path, slope: float = 1.0
+    volume: np.ndarray,
+    affine: np.ndarray,
+    forms: Sequence[Form],
+    path: Path,
+    slope: float = 1.0,
 ) -> None:
     """A volume of uint8 as NIfTI; stored value times ``slope`` is what is meant."""
     path.parent.mkdir(exist_ok=True)
     saved: Any = Nifti1Image(volume, affine)  # type: ignore[no-untyped-call]
-    saved.set_sform(affine, code)
-    # Some viewers read the other one alone.
-    saved.set_qform(affine, code)
+    for form, (matrix, code) in zip(FORMS, forms, strict=True):
+        getattr(saved, f"set_{form}")(matrix, code)
     saved.header.set_xyzt_units("mm")
     saved.header["descrip"] = NOTICE.partition(":")[0].encode()
     if slope != 1:

@@ -90,9 +90,7 @@ def read_volume(path: Path) -> Volume:
 
 def _read(path: Path) -> Volume:
     if path.is_dir():
-        from headstart_medical.dicom import read_series
-
-        return read_series(path)
+        return _read_folder(path)
     if not path.exists():
         fault = missing(path)
         raise VolumeError(fault.what, fault.why, fault.fix)
@@ -113,15 +111,29 @@ def _read(path: Path) -> Volume:
         raise VolumeError("the file cannot be opened", error.strerror or "") from None
     except Exception as error:  # readers meet damaged files with every kind of error
         text = " ".join(str(error).split())[:160] or type(error).__name__
-        words = ("truncated", "expected", "end-of-stream", "cannot reshape", "short")
+        words = ("truncated", "bytes, got", "end-of-stream", "cannot reshape", "short")
         if any(word in text.lower() for word in words):
             raise _cut(error) from None
         fix = "fetch or export it again, or remove it"
         raise VolumeError("the volume is damaged", text, fix) from None
 
 
+def _read_folder(path: Path) -> Volume:
+    from headstart_medical.dicom import read_series
+
+    try:
+        return read_series(path)
+    except VolumeError:
+        raise
+    except OSError as error:
+        raise VolumeError("the folder cannot be read", error.strerror or "") from None
+    except Exception as error:  # its text may hold values of tags
+        what = "a DICOM series that cannot be read"
+        raise VolumeError(what, type(error).__name__, "export it again") from None
+
+
 def read_images(paths: Sequence[Path], channels: int) -> Volume:
-    """The images of a case on one grid.
+    """The images of a case, which are on one grid.
 
     Args:
         paths: One a channel, or a single file that has all channels behind (x, y, z).
@@ -132,7 +144,7 @@ def read_images(paths: Sequence[Path], channels: int) -> Volume:
 
     Raises:
         VolumeError: A file cannot be read, has four dimensions where three are
-            expected, or the channels are on different grids.
+            expected, or the channels are of different shape.
     """
     volumes = read_channels(paths, channels)
     first = volumes[0]
@@ -149,7 +161,7 @@ def read_channels(paths: Sequence[Path], channels: int) -> list[Volume]:
     """The images of a case, one a channel, each on its own grid.
 
     Raises:
-        VolumeError: As :func:`read_images`, but for grids that differ.
+        VolumeError: As :func:`read_images`, but for shapes that differ.
     """
     if len(paths) == 1 and channels > 1:
         volume = read_volume(paths[0])
@@ -282,6 +294,8 @@ def _cut(error: Exception) -> VolumeError:
 def _checked(volume: Volume) -> Volume:
     """The volume, if its grid is one and its dimensions are three or four."""
     array = volume.array
+    if array.ndim == 5 and array.shape[3] == 1:
+        array = array[:, :, :, 0]  # ITK puts channels behind a time of one
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (3, 4) or not array.size:
@@ -291,7 +305,11 @@ def _checked(volume: Volume) -> Volume:
         what = f"values that are no grey: {array.dtype}"
         raise VolumeError(what, fix="export it as whole numbers or floats")
     affine = volume.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    # A voxel's volume next to that of a box: micrometres are small, and no fault.
+    box = float(np.prod(volume.spacing))
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= (
+        1e-6 * box
+    ):
         fix = "write a header with spacing and orientation"
         raise VolumeError("its affine has no inverse", str(affine.tolist()), fix)
     return Volume(array, affine, volume.facts, volume.person)
@@ -318,14 +336,19 @@ _TO_RAS = {
     "left-anterior-superior": (-1, 1, 1),
     "left-posterior-superior": (-1, -1, 1),
 }
-_TO_RAS |= {"RAS": (1, 1, 1), "LAS": (-1, 1, 1), "LPS": (-1, -1, 1)}
+_TO_RAS |= {"ras": (1, 1, 1), "las": (-1, 1, 1), "lps": (-1, -1, 1)}
 
 
 def _read_nrrd(path: Path) -> Volume:
     import nrrd
 
     with path.open("rb") as file:
-        header = nrrd.read_header(file)
+        try:
+            header = nrrd.read_header(file)
+        except Exception as error:  # behind a colon it repeats what the header says
+            why = str(error).partition(":")[0]
+            fix = "fetch or export it again, or remove it"
+            raise VolumeError("the header is damaged", why, fix) from None
         if "data file" in header or "datafile" in header:
             why = "its header names another file"
             raise VolumeError("the voxels are elsewhere", why, "save it as one file")
@@ -335,7 +358,10 @@ def _read_nrrd(path: Path) -> Volume:
     count = array.ndim
     if rows is None:
         spacings = np.asarray(header.get("spacings", np.ones(count)), np.float64)
-        spatial = [i for i in range(count) if np.isfinite(spacings[i])][-3:]
+        finite = [i for i in range(count) if np.isfinite(spacings[i])]
+        kinds = header.get("kinds", ["???"] * count)
+        # Channels come first, but for files that say so of another axis.
+        spatial = [i for i in finite if kinds[i] in ("domain", "space")] or finite[-3:]
         directions = np.diag(np.abs(spacings[spatial]))
     else:
         # A list or vector axis has no direction: ``none`` in the file, NaN here.
@@ -347,7 +373,7 @@ def _read_nrrd(path: Path) -> Volume:
         raise VolumeError(what, f"its shape is {by(array.shape)}", "give (x, y, z)")
     other = [axis for axis in range(count) if axis not in spatial]
     array = np.transpose(array, [*spatial, *other])
-    space = str(header.get("space", ""))
+    space = str(header.get("space", "")).casefold()
     signs = np.array(_TO_RAS.get(space, (1, 1, 1)), np.float64)
     origin = np.asarray(header.get("space origin", np.zeros(3)), np.float64)
     affine = np.eye(4)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from headstart.heads import Head
-from headstart_medical.heads import check_kind, decoded
-from headstart_medical.sliding import Windows, enlarged
+from headstart_medical.heads import decoded
+from headstart_medical.sliding import Windows, check_window, enlarged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,9 +93,12 @@ class ReconstructionHead(Head):
             state = model(model.prefix({"image": windows}))
             return enlarged(state["reconstruction"], windows.shape[2:])
 
-        rows = [self.windows(network, volume, self.channels) for volume in image]
+        filled = torch.zeros_like(image, dtype=torch.float32)
+        for row, inside in enumerate(_insides(batch, image)):
+            volume = image[row][inside]
+            filled[row][inside] = self.windows(network, volume, self.channels)
         kept = {key: batch[key] for key in _BATCH if key in batch}
-        return {**kept, "reconstruction": torch.stack(rows).to(image.device)}
+        return {**kept, "reconstruction": filled}
 
     def outputs(self, state: State) -> dict[str, Any]:
         """Per row ``error``, the mean absolute one of hidden voxels, (batch,).
@@ -106,10 +109,14 @@ class ReconstructionHead(Head):
         """
         if "target" not in state:
             rows = state["reconstruction"].half().cpu().numpy()
-            return {"reconstruction": list(rows)}
+            insides = _insides(state, state["reconstruction"])
+            cut = [row[inside] for row, inside in zip(rows, insides, strict=True)]
+            return {"reconstruction": cut}
         error, hidden = _error(state)
         target = state["target"].float()
-        seen = _inside(state) & ~state["hidden"]
+        seen = torch.zeros_like(state["hidden"])
+        for row, inside in enumerate(_insides(state, seen)):
+            seen[row][inside] = ~state["hidden"][row][inside]
         total = (target * seen).flatten(2).sum(2)
         mean = total / seen.flatten(2).sum(2).clamp(min=1)
         blank = (target - mean[..., None, None, None]).abs() * hidden
@@ -136,9 +143,9 @@ def build_reconstruction(
     """The head ``medical/reconstruction``; reads as the segmentation head does.
 
     Raises:
-        UserError: The task is of another kind; the backbone gives no volume.
+        UserError: The backbone gives no volume, or cannot read such windows.
     """
-    check_kind("reconstruction", settings.name, task)
+    check_window(settings, task["patch"], features.values())
     return ReconstructionHead(settings, decoded(features), task)
 
 
@@ -152,14 +159,11 @@ def sample_volumes(task: Mapping[str, Any], batch_size: int) -> State:
     return {"target": ramp, "hidden": hidden}
 
 
-def _inside(state: State) -> Tensor:
-    """Voxels that are no padding, bool (batch, 1, depth, height, width)."""
-    inside = torch.ones_like(state["hidden"])
-    if "extent" in state:
-        for row, (i, j, k) in enumerate(state["extent"].tolist()):
-            inside[row, :, i:] = inside[row, :, :, j:] = False
-            inside[row, :, :, :, k:] = False
-    return inside
+def _insides(state: State, rows: Tensor) -> list[tuple[slice, ...]]:
+    """Where each row (channels, depth, height, width) is no padding."""
+    whole = [list(rows.shape[2:])] * len(rows)
+    extents = state["extent"].tolist() if "extent" in state else whole
+    return [(slice(None), *map(slice, extent)) for extent in extents]
 
 
 def _error(state: State, *, squared: bool = False) -> tuple[Tensor, Tensor]:

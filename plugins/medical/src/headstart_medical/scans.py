@@ -38,6 +38,7 @@ class Scans(CaseModule):
     def __init__(self, settings: ScanSettings, seed: int) -> None:
         super().__init__(settings, seed)
         self._samples: dict[Split, list[Sample]] = {}
+        self._predicted: tuple[str, np.ndarray] | None = None
 
     def load(self) -> None:
         """Read, check and split; of slices, see what is in each."""
@@ -89,8 +90,7 @@ class Scans(CaseModule):
         """
         images = []
         for sample in samples:
-            entry = self.entry(sample)
-            image = self.prepared(entry)["image"]
+            image = self._image(sample)
             if "slice" in sample:
                 last = image.shape[-1] - 1
                 places = [
@@ -186,6 +186,15 @@ class Scans(CaseModule):
             yield self.collate([sample])["image"][0].numpy()
 
     # How it is done
+
+    def _image(self, sample: Sample) -> np.ndarray:
+        """The volume of a sample; of one to predict for, until the next one's turn."""
+        entry = self.entry(sample)
+        if "case" not in sample:
+            return self.prepared(entry)["image"]
+        if self._predicted is None or self._predicted[0] != entry.id:
+            self._predicted = entry.id, self._make(entry)["image"]
+        return self._predicted[1]
 
     @property
     def _neighbours(self) -> range:

@@ -17,6 +17,7 @@ from headstart_medical.data import CaseModule, changed, seed_of
 from headstart_medical.intensity import foreground
 from headstart_medical.lesions import simulate
 from headstart_medical.paths import shown
+from headstart_medical.patients import unite
 from headstart_medical.reading import Volume, VolumeError, read_volume
 from headstart_medical.scans import Scans
 from headstart_medical.splits import split_cases
@@ -51,7 +52,20 @@ class Simulated(CaseModule):
         return "mask", ("test",)
 
     def split(self, cases: Sequence[Case]) -> Parts:
-        """As the paths say; folds are of the real patients alone."""
+        """As the paths say; folds are of the real patients alone.
+
+        Raises:
+            DataError: There are no real patients. Healthy volumes cannot be the test:
+                their label says where lesions may be, not where they are.
+        """
+        if not any(case.split == "test" for case in cases):
+            raise DataError(
+                "there are no real patients to test on",
+                where="data.test_path",
+                why="data.path has healthy volumes, and lesions are simulated there",
+                fix="data.test_path=FOLDER of patients with labels of their lesions; "
+                "data.name=medical/volumes learns from patients alone",
+            )
         settings = self.settings.model_copy(update={"folds": None})
         return split_cases(cases, settings, self.seed, self.findings)
 
@@ -76,15 +90,20 @@ class Simulated(CaseModule):
             self._healthy(case)
         if settings.folds is None:
             return
-        patients = sorted({case.patient for case in parts["test"]})
-        if settings.folds > len(patients):
-            what = f"{settings.folds} folds of {len(patients)} real patients"
-            fix = f"data.folds={len(patients)} leaves one patient out"
+        real = sorted(parts["test"], key=lambda case: case.patient)
+        # Numbered in the order of their names, those of a DICOM id or content alike.
+        numbers = unite(real)
+        count = int(numbers.max(initial=-1)) + 1
+        if settings.folds > count:
+            what = f"{settings.folds} folds of {count} real patients"
+            fix = f"data.folds={count} leaves one patient out"
             raise DataError(what, where="data.folds", fix=fix)
-        order = np.random.default_rng([self.seed, 0]).permutation(len(patients))
-        tested = {patients[i] for i in order[settings.fold :: settings.folds]}
-        parts["train"] += [c for c in parts["test"] if c.patient not in tested]
-        parts["test"] = [c for c in parts["test"] if c.patient in tested]
+        order = np.random.default_rng([self.seed, 0]).permutation(count)
+        tested = np.isin(numbers, order[settings.fold :: settings.folds])
+        parts["train"] += [
+            c for c, is_test in zip(real, tested, strict=True) if not is_test
+        ]
+        parts["test"] = [c for c, is_test in zip(real, tested, strict=True) if is_test]
 
     def variants(self, case: Case, split: Split) -> int:
         if case.id not in self._inside:

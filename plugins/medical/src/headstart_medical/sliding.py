@@ -7,6 +7,7 @@ weights, which go to main memory where the GPU has no room for them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal, cast
@@ -15,11 +16,15 @@ import torch
 import torch.nn.functional as F
 from monai.inferers.utils import sliding_window_inference
 
+from headstart.errors import UserError
+from headstart_medical.stages import by
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from torch import Tensor
 
+    from headstart.specs import Feature
     from headstart_medical.head_settings import WindowSettings
 
 AXES = {"x": 2, "y": 3, "z": 4}
@@ -129,6 +134,39 @@ class Windows:
         needed = 2 * 4 * values
         free, _ = torch.cuda.mem_get_info(device)
         return device if needed <= ROOM * free else torch.device("cpu")
+
+
+def check_window(
+    settings: WindowSettings, patch: Sequence[int], features: Iterable[Feature]
+) -> None:
+    """Refuse windows that a network cannot halve as often as the patches.
+
+    Before the training, not after it when the first volume is looked at.
+
+    Args:
+        settings: May have a window.
+        patch: What the network can read.
+        features: All of the network's, with their strides.
+
+    Raises:
+        UserError: A side is no multiple of the stride.
+    """
+    if settings.window is None:
+        return
+    stride = max(feature.stride for feature in features)
+    # Along an axis that is halved less often the patch may say so.
+    steps = [math.gcd(stride, side) for side in patch]
+    if any(side % step for side, step in zip(settings.window, steps, strict=True)):
+        fitting = [
+            -(-side // step) * step
+            for side, step in zip(settings.window, steps, strict=True)
+        ]
+        raise UserError(
+            f"the network cannot read windows of {by(settings.window)} voxels",
+            where="head.window",
+            why=f"{by(steps)} must divide them",
+            fix=f"head.window = {fitting}",
+        )
 
 
 def enlarged(values: Tensor, size: Sequence[int]) -> Tensor:

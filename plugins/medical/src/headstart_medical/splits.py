@@ -135,7 +135,13 @@ def _take(
         full = f"{size:g} of {patients} leaves nothing to train on"
         none = f"{size:g} of {patients} leaves the {split} split empty"
         fix = f"give more patients, or files for it: data.{split}_path"
-        raise DataError(full if size else none, where=key, fix=fix)
+        why = ""
+        if len(pool) > total:
+            why = (
+                f"of {len(pool)} cases those of a patient count as one: by name, "
+                "by the patient id in DICOM headers, or with the same voxels"
+            )
+        raise DataError(full if size else none, where=key, why=why, fix=fix)
     start = generator.random()
     picked = {int((i + start) * total / count) for i in range(count)}
     return _apart(pool, [g for i, g in enumerate(groups) if i in picked])

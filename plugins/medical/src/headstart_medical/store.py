@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from headstart.errors import HeadstartError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
@@ -47,9 +49,9 @@ class Store:
             if name in kept:
                 return kept[name]
         path = self._path(name)
-        if self.mode in ("auto", "disk") and path.exists():
-            self._mapped[name] = _mapped(path)
-            return self._mapped[name]
+        if self.mode in ("auto", "disk") and (found := _mapped(path)):
+            self._mapped[name] = found
+            return found
         arrays = make()
         self.made += 1
         size = sum(array.nbytes for array in arrays.values())
@@ -58,7 +60,7 @@ class Store:
             self.held += size
         elif self.mode in ("auto", "disk"):
             _write(path, arrays)
-            self._mapped[name] = _mapped(path)
+            self._mapped[name] = _mapped(path) or arrays
         return arrays
 
     def _path(self, name: str) -> Path:
@@ -73,22 +75,34 @@ class Store:
 
 
 def _mapped(path: Path) -> Arrays:
-    """The arrays of a file, read as they are looked at."""
-    from safetensors import safe_open
+    """The arrays of a file, read as they are looked at; none if it is not there or
+    damaged, as after a loss of power: then it is made again."""
+    from safetensors import SafetensorError, safe_open
 
     # Of torch's tensors, unlike NumPy's arrays, safetensors maps the file's pages.
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name).numpy() for name in file.keys()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).numpy() for name in file.keys()}
+    except (FileNotFoundError, SafetensorError):
+        return {}
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """A file that is there whole or not at all, whoever else writes it."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, partial)
         partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise HeadstartError(
+            "a volume cannot be kept in the cache folder",
+            where=str(path.parent),
+            why=str(error),
+            fix="make room, set HEADSTART_CACHE to another disk, or data.cache=memory",
+        ) from None
     finally:
         partial.unlink(missing_ok=True)

@@ -31,8 +31,8 @@ def fit_channels(
     Where the weights' channels are known, those of the same name take theirs, and new
     ones start at zero: the answer to the known ones stays as it was. Otherwise one
     channel takes the sum of all (an image copied into each of them gives the same
-    answer), and several take theirs in turn, scaled so that equal channels give the
-    same answer too, as timm does it.
+    answer), and several take theirs in turn, scaled by how many they are, as timm does
+    it: the answer to equal channels is the same where theirs go into ours, else about.
 
     Args:
         theirs: (out, in, …).

@@ -6,24 +6,26 @@ are read by torchcodec, the extra ``headstart-speech[codecs]``.
 
 from __future__ import annotations
 
-import os
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart.errors import DataError, Fault, nearest
+from headstart_speech.audio_faults import (
+    AudioError,
+    check_file,
+    check_riff,
+    cut_off,
+    not_audio,
+    shown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ENDINGS = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .w64 .caf .sph "
-    ".m4a .mp4 .aac .wma .webm .mka .amr .3gp".split()
-)
-"""Endings of the files that are taken for audio in a folder."""
+__all__ = ["AudioError", "AudioFile", "blocks", "look", "read", "shown"]
+
 BLOCK_SECONDS = 10.0
 """Seconds that are decoded at a time where a file is read through."""
 SLACK_SECONDS = 0.1
@@ -32,10 +34,8 @@ ESTIMATED = frozenset({"MPEG", "MP3", "OGG", "torchcodec"})
 _PREROLL = {"MPEG": 16_384, "MP3": 16_384}
 """Samples that a decoder must have read before what it gives is right: a frame of MP3
 borrows bits from those before it, and is silent where they were jumped over."""
-
-
-class AudioError(DataError):
-    """An audio file that cannot be used; one fault."""
+_UNKNOWN = 2**62
+"""libsndfile gives more samples than this where the header does not say how many."""
 
 
 @dataclass(frozen=True)
@@ -63,29 +63,29 @@ class AudioFile:
         return self.frames / self.rate
 
 
-def shown(path: str | Path) -> str:
-    """A path as people in the present folder write it."""
-    here, path = Path.cwd(), Path(path)
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
-
-
-def look(path: str | Path) -> AudioFile:
+def look(path: str | Path, *, guess: bool = True) -> AudioFile:
     """Read a file's header.
 
+    Args:
+        path: The file.
+        guess: Of a missing file, say what is called alike, which takes a while where
+            its folder is large.
+
     Raises:
-        AudioError: It is missing, empty, cut off, without samples, or not audio.
+        MissingError: There is no such file.
+        AudioError: It is empty, cut off, without samples, or not audio.
     """
     import soundfile
 
     path = Path(path)
-    _check_file(path)
-    _check_riff(path)
+    check_file(path, guess=guess)
+    check_riff(path)
     try:
         info = soundfile.info(str(path))
     except (soundfile.LibsndfileError, OSError) as error:
         if (kind := _container(path)) is not None:
             return _look_codec(path, kind)
-        raise _not_audio(path, str(error)) from error
+        raise not_audio(path, str(error)) from error
     facts = AudioFile(
         path, info.samplerate, info.channels, info.frames, info.format, info.subtype
     )
@@ -153,8 +153,14 @@ def _opened(file: AudioFile) -> Any:
         """soundfile jumps to where it is after every read, and the MP3 decoder then
         complains on the terminal about each frame that it lacks bits of."""
 
+        place = 0
+
         def seekable(self) -> bool:
             return False
+
+        @property
+        def jumps(self) -> bool:
+            return bool(super().seekable())
 
     try:
         return Onward(str(file.path))
@@ -165,13 +171,20 @@ def _opened(file: AudioFile) -> Any:
 def _next(file: AudioFile, source: Any, start: int, count: int) -> np.ndarray:
     import soundfile
 
+    # Behind an estimated end there is nothing to jump to.
+    near = 0 <= start - source.place <= SLACK_SECONDS * file.rate
     try:
-        before = 0
-        if source.tell() != start:
-            before = min(start, _PREROLL.get(file.format, 0))
-            source.seek(start - before)
-        read = source.read(before + count, dtype="float32", always_2d=True)
-        found: np.ndarray = read[before:]
+        if source.jumps and not near:
+            source.place = start - min(start, _PREROLL.get(file.format, 0))
+            source.seek(source.place)
+        # Some telephone formats (GSM) can only be read from their beginning.
+        while source.place < start:
+            step = min(start - source.place, round(BLOCK_SECONDS * file.rate))
+            if not (there := len(source.read(step, dtype="float32"))):
+                break
+            source.place += there
+        found: np.ndarray = source.read(count, dtype="float32", always_2d=True)
+        source.place += len(found)
     except (soundfile.LibsndfileError, OSError) as error:
         raise _broken(file, str(error)) from error
     return _mono(found)
@@ -190,16 +203,23 @@ def _filled(file: AudioFile, found: np.ndarray, start: int, stop: int) -> np.nda
     lacking = stop - start - len(found)
     if lacking <= 0:
         return found[: stop - start]
-    estimated = file.format in ESTIMATED and stop == file.frames
-    if estimated and lacking <= SLACK_SECONDS * file.rate:
+    end = start + len(found)
+    short = file.frames - end
+    if file.format in ESTIMATED and short <= SLACK_SECONDS * file.rate:
         return np.pad(found, (0, lacking))
-    there = (start + len(found)) / file.rate
-    raise _cut_off(file.path, file.seconds, there)
+    raise cut_off(file.path, file.seconds, end / file.rate)
 
 
 def _with_sound(facts: AudioFile) -> AudioFile:
-    if facts.frames > 0:
+    if 0 < facts.frames < _UNKNOWN:
         return facts
+    if facts.frames:
+        raise AudioError(
+            "its header does not say how long it is",
+            where=shown(facts.path),
+            why="it was written to a stream that could not go back to its header",
+            fix="convert it, e.g. `ffmpeg -i FILE NEW.flac`",
+        )
     raise AudioError(
         "there is no sound in it: 0 samples",
         where=shown(facts.path),
@@ -208,111 +228,9 @@ def _with_sound(facts: AudioFile) -> AudioFile:
     )
 
 
-def _check_file(path: Path) -> None:
-    where = shown(path)
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise AudioError(missing(path)) from None
-    except OSError as error:
-        raise AudioError("cannot be read", where=where, why=str(error)) from error
-    if path.is_dir():
-        raise AudioError("this is a folder, not an audio file", where=where)
-    if not size:
-        fix = "copy or download it again"
-        raise AudioError("the file is empty: 0 bytes", where=where, fix=fix)
-    if not os.access(path, os.R_OK):
-        why = "you may not read it"
-        raise AudioError("cannot be read", where=where, why=why)
-
-
-def missing(path: Path, key: str = "") -> Fault:
-    """There is no such file or folder: where it would be, and what is called alike."""
-    what = "there is no such file or folder" if key else "there is no such file"
-    why, fix = f"{key} names it" if key else "", "give the path of an existing one"
-    try:
-        names = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
-    except OSError:
-        return Fault(what, shown(path), f"there is no folder {shown(path.parent)}", fix)
-    near = nearest(path.name, names)
-    return Fault(what, shown(path), why, near if near.startswith("did") else fix)
-
-
-def _check_riff(path: Path) -> None:
-    """A WAV file whose header promises more than there is.
-
-    libsndfile would read what is left and say nothing.
-    """
-    with path.open("rb") as file:
-        head = file.read(12)
-        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return
-        bytes_a_second = 0
-        while len(chunk := file.read(8)) == 8:
-            name, size = chunk[:4], struct.unpack("<I", chunk[4:])[0]
-            if name == b"data":
-                break
-            if name == b"fmt ":
-                format_ = file.read(size)
-                if len(format_) >= 12:
-                    bytes_a_second = struct.unpack("<I", format_[8:12])[0]
-                file.seek(size % 2, os.SEEK_CUR)
-            else:
-                file.seek(size + size % 2, os.SEEK_CUR)
-        else:
-            raise AudioError(
-                "the file is cut off: it has no samples",
-                where=shown(path),
-                why="the header of the WAV file is all there is",
-                fix="copy or download it again",
-            )
-        there = path.stat().st_size - file.tell()
-    # Programs that write to a pipe do not know the size and put the largest.
-    if size < 0x7FFFF000 and there < size:
-        rate = bytes_a_second or 1
-        raise _cut_off(path, size / rate, there / rate)
-
-
-def _cut_off(path: Path, said: float, there: float) -> AudioError:
-    return AudioError(
-        f"the file is cut off: {there:.2f} of {said:.2f} seconds are there",
-        where=shown(path),
-        why="its header promises more than can be read",
-        fix="copy or download it again",
-    )
-
-
 def _broken(file: AudioFile, why: str) -> AudioError:
     fix = "copy or download it again, or write it anew from the original"
     return AudioError("cannot be decoded", where=shown(file.path), why=why, fix=fix)
-
-
-_TEXTS = (
-    (b"version https://git-lfs", "a pointer of Git LFS", "run `git lfs pull`"),
-    (b"<!doctype", "a web page", "download the file itself"),
-    (b"<html", "a web page", "download the file itself"),
-    (b"<?xml", "XML", "give the audio file that it speaks of"),
-    (b"{", "JSON", "give the audio file itself"),
-    (b"pk\x03\x04", "a ZIP archive", "unpack it"),
-    (b"\x1f\x8b", "gzip-compressed", "unpack it"),
-)
-
-
-def _not_audio(path: Path, why: str) -> AudioError:
-    with path.open("rb") as file:
-        head = file.read(64)
-    bare = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    fix = "give a WAV, FLAC, OGG or MP3 file"
-    for start, kind, mend in _TEXTS:
-        if bare.startswith(start):
-            why, fix = f"its content is {kind}", mend
-            break
-    else:
-        if head.isascii() and head.decode("ascii").replace("\n", " ").isprintable():
-            why = f"its content is text: {head[:30].decode('ascii')!r}"
-    ending = path.suffix.lower()
-    named = f", in spite of its ending {ending}" if ending in ENDINGS else ""
-    return AudioError(f"this is not audio{named}", where=shown(path), why=why, fix=fix)
 
 
 def _container(path: Path) -> str | None:
@@ -347,7 +265,7 @@ def _decoder(path: Path, kind: str) -> Any:
     try:
         return AudioDecoder(str(path), num_channels=1)
     except (RuntimeError, ValueError) as error:
-        raise _not_audio(path, _line(error)) from error
+        raise not_audio(path, _line(error)) from error
 
 
 def _line(error: BaseException) -> str:
@@ -356,10 +274,14 @@ def _line(error: BaseException) -> str:
 
 def _look_codec(path: Path, kind: str) -> AudioFile:
     facts = _decoder(path, kind).metadata
-    rate = int(facts.sample_rate)
-    frames = round(float(facts.duration_seconds_from_header or 0) * rate)
+    if not facts.sample_rate:
+        raise not_audio(path, "it does not say how many samples a second has")
+    rate, seconds = int(facts.sample_rate), facts.duration_seconds_from_header
+    # What a browser records does not say how long it is.
+    frames = _UNKNOWN if seconds is None else round(float(seconds) * rate)
     channels = int(facts.num_channels or 1)
-    return _with_sound(AudioFile(path, rate, channels, frames, "torchcodec", kind))
+    facts = AudioFile(path, rate, channels, frames, "torchcodec", kind)
+    return _with_sound(facts)
 
 
 def _decode(file: AudioFile, start: int, stop: int) -> np.ndarray:

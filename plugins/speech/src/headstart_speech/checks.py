@@ -17,7 +17,7 @@ import numpy as np
 
 from headstart.errors import Fault
 from headstart_speech import audio, silences, sounds, vocabulary
-from headstart_speech.audio import AudioError
+from headstart_speech.audio_faults import AudioError, MissingError, missing
 from headstart_speech.geometry import frame_counts
 from headstart_speech.settings import UnlabelledSettings, UtteranceSettings
 from headstart_speech.transcripts import check_transcripts
@@ -44,6 +44,8 @@ LAYERS: Layers = (
 backbone is known."""
 END_SLACK = 0.05
 """Seconds by which a clip's end may lie behind its file's: rounding."""
+_GUESSES = 20
+"""Missing files of which it is said what is called alike: each looks at a folder."""
 _THREADS = 4
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -87,6 +89,8 @@ def check_clips(
     kept: list[Clip] = []
     for clip in clips:
         if clip.facts is None or not _placed(clip, findings):
+            # Of a stretch that is not there nothing more can be said.
+            clip.facts = None
             kept.append(clip)
         elif reason := _length(clip, settings, findings):
             skipped.setdefault(reason, []).append(clip)
@@ -94,12 +98,12 @@ def check_clips(
             kept.append(clip)
     if isinstance(settings, UtteranceSettings):
         kept = check_transcripts(kept, settings, findings, skipped)
-    kept = _in_pieces(kept, settings, findings, skipped)
+    kept = _in_pieces(kept, settings, findings)
     if settings.listen:
         kept = _hear(kept, settings, findings, skipped)
     if isinstance(settings, UtteranceSettings):
         whole = [clip for clip in kept if clip.facts and clip.normal]
-        for clip, fault in unalignable(whole, LAYERS, RATE):
+        for clip, fault in unalignable(whole, LAYERS, RATE, settings.upsample):
             findings.sample(*clip.where, fault)
         _warn_twins(kept, findings)
     for reason, left in skipped.items():
@@ -111,9 +115,18 @@ def check_clips(
 
 
 def settle(
-    clips: Sequence[Clip], settings: AudioSettings, findings: Findings
+    clips: Sequence[Clip],
+    settings: AudioSettings,
+    findings: Findings,
+    total: int | None = None,
 ) -> list[Clip]:
     """The clips that are used, by the recipe's policy for bad samples.
+
+    Args:
+        clips: Checked ones.
+        settings: ``bad`` and ``bad_cap``.
+        findings: What was found in them.
+        total: Samples of which these are some; ``None``: they are all.
 
     Raises:
         DataError: As :meth:`headstart.data.Findings.settle`, or no clip is left.
@@ -123,7 +136,7 @@ def settle(
     places = {clip.where for clip in clips} | findings.samples.keys()
     if not places and not findings.fatal:
         findings.fatal.append(Fault("no clip is left", "data.path"))
-    bad = findings.settle(settings, len(places))
+    bad = findings.settle(settings, total or len(places))
     return [clip for clip in clips if clip.where not in bad]
 
 
@@ -154,6 +167,9 @@ def unalignable(
         )
         why = f"{clip.seconds:.2f} s for {(clip.normal or '')[:60]!r}"
         fix = "check that the transcript is this clip's, and that the clip is whole"
+        if needed <= 2 * there and frames_per_frame == 1:
+            fix += "; of fast speech data.upsample=2 and head.upsample=2 make two "
+            fix += "frames of each"
         found.append((clip, Fault(what, clip.place, why, fix)))
     return found
 
@@ -170,37 +186,41 @@ def _look(clips: Sequence[Clip], findings: Findings) -> None:
 
     def look(path: object) -> audio.AudioFile | AudioError:
         try:
-            return audio.look(str(path))
+            return audio.look(str(path), guess=False)
         except AudioError as error:
             return error
 
     found = dict(zip(paths, in_threads(look, paths, "reading headers"), strict=True))
+    guesses = _GUESSES
     for clip in clips:
         seen = found[clip.path]
         if isinstance(seen, AudioError):
-            findings.sample(*clip.where, replace(seen.faults[0], where=clip.place))
+            (fault,) = seen.faults
+            if isinstance(seen, MissingError) and guesses:
+                guesses -= 1
+                fault = missing(clip.path)
+            findings.sample(*clip.where, replace(fault, where=clip.place))
         else:
             clip.facts = seen
 
 
 def _placed(clip: Clip, findings: Findings) -> bool:
-    """Whether the manifest is right about rate, beginning and end."""
+    """Whether it is inside its file, whose rate is held against the manifest's too."""
     assert clip.facts is not None
-    faults = []
     total = clip.facts.seconds
     if clip.rate is not None and clip.rate != clip.facts.rate:
         what = f"the file has {clip.facts.rate} samples a second, not {clip.rate}"
         why = "the manifest states another rate"
         fix = "correct the manifest, or find out which of both is wrong"
-        faults.append(Fault(what, clip.place, why, fix))
-    if max(clip.start or 0.0, (clip.stop or 0.0) - END_SLACK) >= total:
-        first, last = clip.start or 0.0, clip.stop if clip.stop is not None else total
-        what = f"the clip from {first:g} s to {last:g} s is not inside its file"
-        fix = "start and end are seconds from the file's beginning"
-        faults.append(Fault(what, clip.place, f"the file has {total:.2f} s", fix))
-    for fault in faults:
-        findings.sample(*clip.where, fault)
-    return not faults
+        findings.sample(*clip.where, Fault(what, clip.place, why, fix))
+    if max(clip.start or 0.0, (clip.stop or 0.0) - END_SLACK) < total:
+        return True
+    first, last = clip.start or 0.0, clip.stop if clip.stop is not None else total
+    what = f"the clip from {first:g} s to {last:g} s is not inside its file"
+    fix = "start and end are seconds from the file's beginning"
+    fault = Fault(what, clip.place, f"the file has {total:.2f} s", fix)
+    findings.sample(*clip.where, fault)
+    return False
 
 
 def _length(clip: Clip, settings: AudioSettings, findings: Findings) -> str:
@@ -230,7 +250,6 @@ def _in_pieces(
     clips: list[Clip],
     settings: AudioSettings,
     findings: Findings,
-    skipped: dict[str, list[Clip]],
 ) -> list[Clip]:
     if settings.long != "split" or isinstance(settings, UtteranceSettings):
         return clips

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from headstart_speech import audio
+from headstart_speech.resampling import ratio, scaled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +55,8 @@ class Clip:
         """What leads a reader of faults to it."""
         file, row = self.where
         name = audio.shown(self.path)
+        if self.start:
+            name += f", from {self.start:.2f} s"
         return f"{file}, line {row} ({name})" if row else name
 
     @property
@@ -72,10 +75,10 @@ class Clip:
         return (last - first) / self.facts.rate
 
     def samples(self, rate: int) -> int:
-        """How many samples it has after resampling, rounded up as torchaudio does."""
+        """How many samples it has after resampling."""
         assert self.facts is not None, "check_clips has not run"
         first, last = self.span
-        return -(-(last - first) * rate // self.facts.rate)
+        return scaled(last - first, ratio(self.facts.rate, rate))
 
     def read(self) -> np.ndarray:
         """Mono float32 (samples,) in -1..1 at the file's own rate.

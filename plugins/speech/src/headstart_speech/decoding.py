@@ -22,8 +22,11 @@ BLANK = 0
 SPACES = ("|", "▁", "<space>", "<sp>")
 """What language models of characters call the space between words; the first where
 nobody knows."""
+UNSAID = "\ue000"
+"""A space by another name: a character of the private use area."""
+UNKNOWN = "<unk>"
 KENLM_MAGIC = b"mmap lm http://kheafield.com/code"
-MARKS = frozenset({"<s>", "</s>", "<unk>", "<UNK>"})
+MARKS = frozenset({"<s>", "</s>", UNKNOWN, "<UNK>"})
 
 
 def greedy(log_probs: Tensor, frames: Sequence[int]) -> list[list[int]]:
@@ -70,37 +73,36 @@ class BeamSearch:
         self._space = vocabulary.index(" ") if " " in vocabulary else None
         units = _unigrams(Path(options.lm)) if options.lm else None
         words = _words(Path(options.words)) if options.words else None
-        spoken = [c for c in vocabulary[1:] if c != " "]
-        of_characters = words is None and _are_characters(units, spoken)
-        if words is None and not of_characters:
+        if words is None and units is not None and not _are_characters(units):
             words = units
         if words is not None and units is not None:
             words = _known(words, units, options)
-        tokens = list(vocabulary)
-        space = tokens[BLANK]
-        if self._space is not None:
-            space = next((s for s in SPACES if s in (units or ())), SPACES[0])
-            if space in tokens:
-                # No word is spelled with it: a character of the private use area.
-                space = "\ue000"
-            tokens[self._space] = space
+        tokens = _names(vocabulary, units if words is None and units else ())
+        space = tokens[self._space or BLANK]
         self._closed = words is not None and self._space is not None
         with tempfile.TemporaryDirectory() as folder:
-            lexicon = None
+            lexicon, listed = Path(folder) / "lexicon.txt", Path(folder) / "tokens.txt"
             if words is not None:
-                lexicon = str(Path(folder) / "lexicon.txt")
                 ending = space if self._closed else ""
-                _write_lexicon(Path(lexicon), words, vocabulary, ending, options)
+                _write_lexicon(lexicon, words, vocabulary, ending, options)
+            # Without this list torchaudio numbers what the language model scores in
+            # an order of its own, and looks it up by the numbers of the classes.
+            listed.write_text("\n".join([*tokens, UNKNOWN]), encoding="utf-8")
+            scores_tokens = bool(options.lm) and words is None
             try:
                 self._decoder: Any = build(
-                    lexicon=lexicon,
+                    lexicon=str(lexicon) if words is not None else None,
                     tokens=tokens,
                     lm=str(Path(options.lm).expanduser()) if options.lm else None,
+                    lm_dict=str(listed) if scores_tokens else None,
                     beam_size=options.beam_size,
                     lm_weight=options.lm_weight,
                     word_score=options.word_score,
+                    # A text's paths add up; the likeliest alone are the greedy ones.
+                    log_add=True,
                     blank_token=tokens[BLANK],
                     sil_token=space,
+                    unk_word=UNKNOWN,
                 )
             except RuntimeError as error:
                 raise UserError(
@@ -110,6 +112,8 @@ class BeamSearch:
                     why=str(error).strip().splitlines()[-1],
                     fix="give an ARPA file, or a binary file of KenLM",
                 ) from error
+        if scores_tokens:
+            _check_characters(self._decoder.lm, vocabulary)
 
     def __call__(self, log_probs: Tensor, frames: Sequence[int]) -> list[list[int]]:
         """The characters of the best text of each clip.
@@ -208,11 +212,52 @@ def _opened(path: Path, option: str) -> Any:
         ) from error
 
 
-def _are_characters(units: Sequence[str] | None, spoken: Sequence[str]) -> bool:
-    """Whether a language model is one of characters; an unknown one is taken for it."""
-    if units is None:
-        return True
-    return all(unit in SPACES or unit in spoken for unit in units)
+def _are_characters(units: Sequence[str]) -> bool:
+    """Whether a language model is one of characters."""
+    return all(len(unit) == 1 or unit in SPACES for unit in units)
+
+
+def _names(vocabulary: Sequence[str], units: Iterable[str]) -> list[str]:
+    """The classes as a language model of these characters calls them.
+
+    Many are all in capitals. No two classes have one name, and none is a space, which
+    would end it where the library reads it.
+    """
+    there, taken = set(units), set(vocabulary)
+    names = []
+    for own in vocabulary:
+        forms = SPACES if own == " " else (own, own.upper(), own.lower())
+        rest = (SPACES[0], UNSAID) if own == " " else (own,)
+        name = next(
+            form
+            for form in (*(form for form in forms if form in there), *rest)
+            if form == own or form not in taken
+        )
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def _check_characters(model: Any, vocabulary: Sequence[str]) -> None:
+    """That a language model tells at least some characters from unknown ones.
+
+    Raises:
+        UserError: It knows none, so that it would have no say.
+    """
+    start = model.start(False)
+    _, unknown = model.score(start, len(vocabulary))
+    for label, character in enumerate(vocabulary):
+        if label == BLANK or character == " ":
+            continue
+        if model.score(start, label)[1] != unknown:
+            return
+    raise UserError(
+        "the language model knows none of the model's characters",
+        where="--lm",
+        why=f"these are {''.join(vocabulary[1:])!r}",
+        fix="give one in the language of the training data; of one of words in KenLM's "
+        "binary format, give the words, too (--words)",
+    )
 
 
 def _known(

@@ -9,8 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headstart.errors import Fault
-from headstart_speech.audio import ENDINGS, shown
+from headstart.errors import DataError, Fault
+from headstart_speech.audio_faults import ENDINGS, shown
 from headstart_speech.clips import Clip
 from headstart_speech.manifests import read_manifest, read_text
 
@@ -34,10 +34,25 @@ _LIBRISPEECH_SPLITS: tuple[tuple[str, Split], ...] = (
 
 
 def walk(root: Path) -> Iterator[Path]:
-    """The files below a folder in order, without the system's own."""
-    for place, folders, names in os.walk(root, followlinks=True):
+    """The files below a folder in order, without the system's own.
+
+    Raises:
+        DataError: A folder in it may not be read.
+    """
+    known: set[str] = set()
+    for place, folders, names in os.walk(root, onerror=_closed, followlinks=True):
+        # A link may lead to a folder that was seen, or to the one that it is in.
+        if (real := os.path.realpath(place)) in known:
+            folders.clear()
+            continue
+        known.add(real)
         folders[:] = sorted(n for n in folders if n[0] != "." and n != "__MACOSX")
         yield from (Path(place, name) for name in sorted(names) if name[0] != ".")
+
+
+def _closed(error: OSError) -> None:
+    what, why = "the folder cannot be read", str(error.strerror)
+    raise DataError(what, where=shown(error.filename), why=why) from error
 
 
 def audio_files(root: Path) -> list[Path]:

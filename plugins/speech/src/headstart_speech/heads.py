@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from headstart_speech.settings import CTCSettings
 
 SILENT, WRONG = 0.98, 0.95
-"""Above this share of blank frames and this character error rate nothing is said."""
+"""Above this share of blank frames and this error rate nothing is said."""
 CROWDED = 2.0
 """Frames per character below which clips are too short for their transcripts."""
 MANY_CHARACTERS = 200
@@ -61,7 +61,8 @@ class CTCHead(Head):
         channels = cast("int", feature.channels)
         self.feature = feature.name
         self.reads = (feature.name,)
-        self.upstream = {"linear.": "lm_head."}
+        # Behind layers of ours a pretrained one would read what it has never seen.
+        self.upstream = {} if settings.layers else {"linear.": "lm_head."}
         self.vocabulary = tuple(vocabulary)
         self.factor = settings.upsample
         self.seconds = feature.stride / rate / settings.upsample
@@ -194,7 +195,8 @@ class CTCHead(Head):
         if theirs.shape[1:] != ours.shape[1:]:
             return None
         adapted = ours.clone()
-        if len(theirs) == len(classes):
+        # Rows behind those of the file of characters are tokens that were added.
+        if len(theirs) >= len(classes):
             for row, other in enumerate(_same_characters(self.vocabulary, classes)):
                 if other is not None:
                     adapted[row] = theirs[other].to(adapted)
@@ -224,7 +226,7 @@ class CTCHead(Head):
                 )
             )
         silent = metrics.get("blank-ratio", 0.0) > SILENT
-        silent = silent and metrics.get("cer", 1.0) > WRONG
+        silent = silent and metrics.get("cer", metrics.get("wer", 1.0)) > WRONG
         before, self._silent = self._silent, silent
         if silent and (before or not math.isfinite(metrics.get("loss", 0.0))):
             per_character = frames / characters if characters else None
@@ -242,9 +244,9 @@ class CTCHead(Head):
         """The likeliest cause of blanks alone, from what is known."""
         what = (
             f"the model says nothing: {metrics['blank-ratio']:.1%} of the frames of "
-            "the validation clips are blank"
+            "the clips are blank"
         )
-        where = "validation"
+        where = "predictions"
         if not math.isfinite(metrics.get("loss", 0.0)):
             why = "the loss is not a finite number: the learning rate is too high"
             return Fault(what, where, why, "lower train.learning_rate")
@@ -280,7 +282,7 @@ class CTCHead(Head):
         """``prediction`` and ``words`` by the decoder that was asked for."""
         asked = self.options
         clips = [clip[:n] for clip, n in zip(log_probs, heard, strict=True)]
-        if isinstance(asked, TranscribeOptions) and _wants_beam(asked):
+        if isinstance(asked, TranscribeOptions) and asked.decoder == "beam":
             if self._beam is None or self._beam[0] is not asked:
                 self._beam = (asked, BeamSearch(asked, self.vocabulary))
             labels = self._beam[1](log_probs, heard)
@@ -328,17 +330,6 @@ def sample_targets(task: Mapping[str, Any], batch_size: int) -> State:
     labels = torch.stack([rows, rows + 1], dim=1) % characters + 1
     labels[1::2, 1] = -1
     return {"labels": labels, "frames": 3 + rows % 2}
-
-
-def _wants_beam(options: TranscribeOptions) -> bool:
-    given = [f"--{name}" for name in ("lm", "words") if getattr(options, name)]
-    if given and options.decoder == "greedy":
-        raise UserError(
-            f"the greedy decoder knows no {given[0]}",
-            where=given[0],
-            fix="--decoder beam",
-        )
-    return options.decoder == "beam"
 
 
 def _same_characters(ours: Sequence[str], theirs: Sequence[str]) -> list[int | None]:

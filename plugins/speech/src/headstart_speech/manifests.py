@@ -8,15 +8,15 @@ import io
 import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.errors import Fault, nearest
-from headstart_speech.audio import ENDINGS, shown
+from headstart_speech.audio_faults import ENDINGS, exists, expanded, shown
 from headstart_speech.clips import Clip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from headstart.data import Findings
     from headstart_speech.settings import AudioSettings
@@ -62,7 +62,8 @@ def read_manifest(
         path: The file.
         settings: Names of columns; whether a transcript is needed.
         findings: Takes the faults.
-        common_voice: Its columns are those of Common Voice, its files in ``clips/``.
+        common_voice: Its columns are those of Common Voice, its files in ``clips/``
+            where there is such a folder.
     """
     table = read_table(path, settings, findings)
     if table is None:
@@ -70,7 +71,9 @@ def read_manifest(
     columns = _columns(table, settings, findings, common_voice=common_voice)
     if columns is None:
         return []
-    root = path.parent / "clips" if common_voice else path.parent
+    root = path.parent
+    if common_voice and (root / "clips").is_dir():
+        root /= "clips"
     seen: dict[str, int] = {}
     clips = [
         _clip(table, line, record, columns, root, seen, findings)
@@ -83,8 +86,12 @@ def is_common_voice(path: Path, settings: AudioSettings) -> bool:
     """Whether a manifest's first line is that of Common Voice."""
     if path.suffix.lower() != ".tsv":
         return False
-    with path.open("rb") as file:
-        first = file.readline().decode("utf-8-sig", "replace")
+    try:
+        with path.open("rb") as file:
+            first = file.readline().decode("utf-8-sig", "replace")
+    except OSError:
+        # Whoever reads it says so.
+        return False
     header = first.rstrip("\r\n").split("\t")
     asked = {settings.audio, getattr(settings, "text", "sentence")}
     return set(COMMON_VOICE.values()) <= set(header) and not (
@@ -100,7 +107,9 @@ def read_table(path: Path, settings: AudioSettings, findings: Findings) -> Table
     if path.suffix.lower() in JSON_LINES and not settings.delimiter:
         table = _json_lines(path, text, findings)
     else:
-        delimiter = settings.delimiter or DELIMITERS.get(path.suffix.lower(), ",")
+        # On a command line a tab is written as two characters.
+        delimiter = settings.delimiter.replace(r"\t", "\t")
+        delimiter = delimiter or DELIMITERS.get(path.suffix.lower(), ",")
         table = _delimited(path, text, delimiter, findings)
     file = shown(path)
     if table and not table.rows and not any(file == at[0] for at in findings.samples):
@@ -135,7 +144,7 @@ def read_text(path: Path, encoding: str, findings: Findings) -> str | None:
         other = "utf-16" if wide else "latin-1"
         fix = f'name its encoding, e.g. data.encoding="{other}"'
         fault = Fault(f"this is not {encoding} text", where, why, fix)
-    except UnicodeError as error:
+    except ValueError as error:
         fix = 'data.encoding="utf-8" or "latin-1"'
         fault = Fault(f"this is not {encoding} text", where, str(error), fix)
     findings.fatal.append(fault)
@@ -192,6 +201,9 @@ def _delimited(
                 pass
             elif not table.header:
                 table.header = [name.strip() for name in fields]
+                if fault := _undivided(table, delimiter):
+                    findings.fatal.append(fault)
+                    return None
             elif len(fields) == len(table.header):
                 record = dict(zip(table.header, fields, strict=True))
                 table.rows.append((line, record))
@@ -209,6 +221,19 @@ def _delimited(
     finally:
         csv.field_size_limit(limit)
     return table
+
+
+def _undivided(table: Table, delimiter: str) -> Fault | None:
+    """A header that another separator divides: what follows would all be wrong."""
+    if len(table.header) > 1:
+        return None
+    (name,) = table.header
+    other = max(set(DELIMITERS.values()) | {";", "|"}, key=lambda c: (name.count(c), c))
+    if not name.count(other):
+        return None
+    what = f"{delimiter!r} does not separate its columns"
+    fix = f"name what does: data.delimiter={json.dumps(other)}"
+    return Fault(what, f"{table.file}, header", f"it reads {name[:60]!r}", fix)
 
 
 def _width(table: Table, line: int, fields: Sequence[str]) -> Fault:
@@ -260,9 +285,7 @@ def _missing(table: Table, role: str, name: str) -> list[Fault]:
     columns = ", ".join(map(repr, table.header[:20]))
     near = nearest(name, table.header)
     fix = f"say which column it is with data.{role}"
-    if len(table.header) == 1 and not table.header[0].isidentifier():
-        fix = f'name the separator, e.g. data.delimiter=";"; or {fix}'
-    elif near.startswith("did"):
+    if near.startswith("did"):
         fix = f"{near} Then set data.{role}"
     what = f"there is no column {name!r} (data.{role})"
     return [Fault(what, where, f"its columns are {columns}", fix)]
@@ -289,10 +312,15 @@ def _clip(
     if "id" in values and not _text(values["id"]):
         fix = "give every row its own, or remove the column"
         faults.append(Fault(f"no id: {columns['id']!r} is empty", place, fix=fix))
-    text = values.get("text")
-    if text is not None and not isinstance(text, str):
+    text: str | None = None
+    if "text" in columns:
+        said = values["text"]
         # A number that somebody said is written as digits.
-        text = str(text) if isinstance(text, int | float) else ""
+        text = "" if said is None else str(said)
+        if isinstance(said, bool | list | dict):
+            fix = "write what is said between double quotes"
+            what = f"{columns['text']!r} is no text: {json.dumps(said)[:40]}"
+            faults.append(Fault(what, place, fix=fix))
     numbers = {
         role: _number(values.get(role), role, columns.get(role, ""), place, faults)
         for role in ("start", "end", "rate")
@@ -314,7 +342,7 @@ def _clip(
         path=audio_path(root, name),
         start=numbers["start"],
         stop=numbers["end"],
-        text="" if text is None and "text" in columns else text,
+        text=text,
         speaker=_text(values.get("speaker")) or None,
         where=(table.file, line),
         rate=None if rate is None else round(rate),
@@ -323,10 +351,10 @@ def _clip(
 
 def audio_path(root: Path, name: str) -> Path:
     """A file that a row names; Common Voice once left out the ending."""
-    path = root / Path(name).expanduser()
-    if path.suffix.lower() not in ENDINGS and not path.exists():
+    path = root / expanded(name)
+    if path.suffix.lower() not in ENDINGS and not exists(path):
         with_ending = path.with_name(f"{path.name}.mp3")
-        return with_ending if with_ending.exists() else path
+        return with_ending if exists(with_ending) else path
     return path
 
 
@@ -340,7 +368,7 @@ def _number(
     if value is None or not _text(value):
         return None
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         number = math.nan
     if math.isfinite(number) and number >= 0:

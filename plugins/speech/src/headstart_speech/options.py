@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from headstart.settings import PredictOptions
 
@@ -32,6 +32,14 @@ class TranscribeOptions(PredictOptions):
     word_score: float = 0.0
     """``beam``: added for each word; above 0 makes more and shorter words. Without a
     list of words it does nothing."""
+
+    @field_validator("beam_size", "lm", "words", "lm_weight", "word_score")
+    @classmethod
+    def _heeded(cls, value: Any, info: ValidationInfo) -> Any:
+        given = value != cls.model_fields[str(info.field_name)].default
+        if given and info.data.get("decoder") == "greedy":
+            raise ValueError("the greedy decoder has no use for it: add --decoder beam")
+        return value
 
     def bare(self) -> str:
         return "" if self.format == "json" else self.format

@@ -118,7 +118,8 @@ def _segment(text: str, words: Any, start: float, stop: float) -> Row:
         {
             **word,
             "start": round(start + word["start"], 3),
-            "end": round(start + word["end"], 3),
+            # The last frame may reach a bit beyond the sound.
+            "end": min(round(start + word["end"], 3), stop),
         }
         for word in words
     ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torchmetrics.metric import Metric
-from torchmetrics.utilities.data import dim_zero_cat
+
+from headstart_speech.metrics import Ratio
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,71 +34,53 @@ def code_perplexity(shares: Tensor) -> Tensor:
     return entropy.exp().sum()
 
 
-class ContrastiveAccuracy(Metric):
-    """Share of hidden frames whose content was told from the distractors.
-
-    Summed in float64: a float32 sum over millions of frames stops growing.
-    """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    right: Tensor
-    masked: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        zero = torch.zeros((), dtype=torch.float64)
-        self.add_state("right", zero, dist_reduce_fx="sum")
-        self.add_state("masked", zero.clone(), dist_reduce_fx="sum")
-
-    def update(self, right: Tensor, masked: Tensor) -> None:
-        """Add a batch: of each clip the frames told and the frames hidden, (batch,)."""
-        self.right += right.double().sum()
-        self.masked += masked.double().sum()
-
-    def compute(self) -> Tensor:
-        """A scalar; not a number where nothing is hidden."""
-        return self.right / self.masked
-
-
-class CodebookPerplexity(Metric):
+class CodebookPerplexity:
     """Codes in use over all hidden frames of a split; see :func:`code_perplexity`.
 
-    Not a mean over clips or batches: few clips cannot use many codes.
+    Not a mean over clips or batches: few clips cannot use many codes. What is kept is
+    how often each code came, however many frames there are.
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-
-    codes: list[Tensor]
-
     def __init__(self) -> None:
-        super().__init__()
-        self.add_state("codes", [], dist_reduce_fx="cat")
+        self.reset()
 
     def update(self, codes: Sequence[Any]) -> None:
         """Add a batch: the codes of each clip, integers (frames, groups)."""
-        self.codes += [torch.as_tensor(clip).long() for clip in codes]
+        for clip in codes:
+            for group, column in enumerate(np.asarray(clip).T):
+                there, times = np.unique(column, return_counts=True)
+                self.counts[group].update(dict(zip(there, times, strict=True)))
 
-    def compute(self) -> Tensor:
-        """A scalar; not a number where nothing is hidden."""
-        chosen = dim_zero_cat(self.codes) if self.codes else torch.empty(0, 1)
-        if not len(chosen):
-            return torch.tensor(torch.nan)
-        counts = (torch.bincount(group) for group in chosen.T)
-        parts = [code_perplexity(count.double() / len(chosen)) for count in counts]
-        return torch.stack(parts).sum()
+    def compute(self) -> float:
+        """Summed over groups; not a number where nothing is hidden."""
+        parts = []
+        for counter in self.counts.values():
+            counts = torch.tensor([*counter.values()], dtype=torch.float64)
+            parts.append(float(code_perplexity(counts / counts.sum())))
+        return sum(parts) if any(self.counts.values()) else float("nan")
+
+    def reset(self) -> None:
+        """Forget all clips."""
+        self.counts: defaultdict[int, Counter[int]] = defaultdict(Counter)
 
 
-def contrastive_accuracy(task: Mapping[str, Any]) -> Metric:
+def frames_told(right: Any, masked: Any) -> np.ndarray:
+    """Frames told and frames hidden of each clip, float64 (clips, 2).
+
+    Args:
+        right: Hidden frames that were told from the distractors, (clips,).
+        masked: Hidden frames, (clips,).
+    """
+    pair = [torch.as_tensor(part).cpu().double() for part in (right, masked)]
+    return torch.stack(pair, dim=1).numpy()
+
+
+def contrastive_accuracy(task: Mapping[str, Any]) -> Ratio:
     """How often the content of a hidden frame is found among the distractors."""
-    return ContrastiveAccuracy()
+    return Ratio(frames_told)
 
 
-def codebook_perplexity(task: Mapping[str, Any]) -> Metric:
+def codebook_perplexity(task: Mapping[str, Any]) -> CodebookPerplexity:
     """How many codes the quantiser uses, summed over its groups."""
     return CodebookPerplexity()
 
@@ -109,8 +92,7 @@ def contrastive_accuracy_scores(
 
     Not a number where nothing is hidden.
     """
-    pair = [np.asarray(outputs[name], dtype=np.float64) for name in ("right", "masked")]
-    found = np.stack(pair, axis=1)
+    found = frames_told(outputs["right"], outputs["masked"])
     found[found[:, 1] == 0] = np.nan
     return found
 

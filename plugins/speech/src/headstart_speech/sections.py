@@ -29,6 +29,8 @@ GROUPS = 6
 """Of clips of similar length, where there are enough of them."""
 FEWEST = 5
 """Clips of such a group."""
+MOST_UTTERANCES = 1000
+"""A page with more rows takes long to open."""
 MOST_PAIRS = 20
 MOST_SPEAKERS = 30
 MOST_DRAWN = 4
@@ -163,8 +165,9 @@ def _utterances(evaluation: Evaluation, clips: _Clips) -> Section:
     blank = evaluation.outputs.get("blank")
     # One name in every row tells nothing.
     several = len({shown.get("speaker") for shown in clips.shown}) > 1
+    count = len(clips.worst)
     rows: list[tuple[Cell, ...]] = []
-    for i in clips.worst:
+    for i in clips.worst[:MOST_UTTERANCES]:
         shown = clips.shown[i]
         rows.append(
             (
@@ -177,11 +180,14 @@ def _utterances(evaluation: Evaluation, clips: _Clips) -> Section:
                 _cut(marked(clips.words[i])),
             )
         )
+    caption = f"{evaluation.split} split; {NOTHING} is no word.".capitalize()
+    if count > len(rows):
+        caption += f" The worst {len(rows):,} of {count:,} clips."
     table = Table(
         ("clip", *(["speaker"] if several else ()), "seconds", "WER", "CER",
          "blank ratio", "said, with [said → recognised]"),
         tuple(rows),
-        caption=f"{evaluation.split} split; {NOTHING} is no word.".capitalize(),
+        caption,
     )  # fmt: skip
     return Section("Utterances, worst first", tables=(table,))
 

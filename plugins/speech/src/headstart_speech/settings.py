@@ -54,8 +54,8 @@ class WhisperSettings(SpeechBackboneSettings):
 
 # --- data -----------------------------------------------------------------------------
 
-Size = Annotated[float, Field(ge=0.0)]
-Seconds = Annotated[float, Field(gt=0.0)]
+Size = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Speed = Annotated[float, Field(ge=0.5, le=2.0)]
 
 
@@ -76,9 +76,9 @@ class AudioSettings(DataSettings):
     """Share of all clips (below 1) or their number, without a path."""
     train_size: Annotated[int, Field(ge=1)] | None = None
     """Train on only so many clips, a seeded sample; ``None`` takes all."""
-    format: Literal[
-        "auto", "manifest", "common-voice", "librispeech", "folder", "asterisk"
-    ] = "auto"
+    format: Literal["auto", "manifest", "common-voice", "librispeech", "folder"] = (
+        "auto"
+    )
     """How ``path`` is laid out; ``auto`` looks at it."""
     audio: str = "path"
     """Column of the audio file; relative paths start at the manifest's folder."""
@@ -122,9 +122,9 @@ class AudioSettings(DataSettings):
     noise: tuple[float, float] | None = None
     """Augmentation: signal-to-noise ratio, in dB from-to, at which white noise is
     added."""
-    volume: Annotated[float, Field(ge=0.0)] = 0.0
+    volume: Size = 0.0
     """Augmentation: largest change of loudness up or down, in dB."""
-    cache_gb: Annotated[float, Field(ge=0.0)] = 2.0
+    cache_gb: Size = 2.0
     """Memory for decoded clips, in GB; what is beyond it is read again each time."""
 
     @model_validator(mode="after")
@@ -165,6 +165,8 @@ class UtteranceSettings(AudioSettings):
     alphabets: Literal["one", "any"] = "one"
     """Whether a transcript in another alphabet than most is a bad sample; a word of
     several alphabets always is."""
+    upsample: Literal[1, 2] = 1
+    """As ``head.upsample``: with 2, clips may have twice as many characters."""
 
 
 class UnlabelledSettings(AudioSettings):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from headstart_speech.audio import AudioError, blocks, shown
+from headstart_speech.audio import blocks
+from headstart_speech.audio_faults import AudioError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 WINDOW_SECONDS = 0.02
 _WINDOWS_PER_BLOCK = 500
+_FULL = {"8": 127 / 128, "ULAW": 32124 / 32768, "ALAW": 32256 / 32768}
+"""The largest value that an encoding has, by how its name ends; 16 bits otherwise."""
 _BEYOND = 4.0
 """Floating-point files may go a little beyond full scale; this is another scale."""
 
@@ -60,7 +63,8 @@ def hear(file: AudioFile, start: int, stop: int) -> Sound:
         AudioError: It cannot be decoded, or its samples are no numbers or on another
             scale than -1..1.
     """
-    full = 127 / 128 if file.encoding.endswith(("_U8", "_S8")) else 32767 / 32768
+    ends = (full for end, full in _FULL.items() if file.encoding.endswith(end))
+    full = next(ends, 32767 / 32768)
     peak = loudest = 0.0
     clipped = 0
     digest = hashlib.blake2b(digest_size=16)

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from headstart.errors import Fault
 from headstart_speech import folders
-from headstart_speech.audio import ENDINGS, missing, shown
+from headstart_speech.audio_faults import (
+    ENDINGS,
+    exists,
+    expanded,
+    missing,
+    shown,
+)
 from headstart_speech.manifests import is_common_voice, is_manifest, read_manifest
 from headstart_speech.settings import AudioSettings
 
@@ -35,7 +41,7 @@ def completed(settings: AnySettings) -> AnySettings:
 def _absolute(path: str) -> str:
     if path.startswith(ASSET) or not path:
         return path
-    return str(Path(path).expanduser().absolute())
+    return str(expanded(path).absolute())
 
 
 def paths_of(settings: AudioSettings) -> tuple[str, ...]:
@@ -61,17 +67,37 @@ def read_all(settings: AudioSettings, findings: Findings) -> list[Clip]:
         fix = "give your data, e.g. data.path=clips.csv"
         findings.fatal.append(Fault("data.path is empty", "data.path", fix=fix))
         return []
-    several = len(paths) > 1 or bool(settings.validation_path or settings.test_path)
+    held = {key: getattr(settings, key) for key in _GIVEN.values()}
+    prefixes = _prefixes([*paths, *filter(None, held.values())])
     clips: list[Clip] = []
     for path in paths:
-        clips += read_clips(settings, path, findings, prefixed=several)
+        clips += read_clips(settings, path, findings, prefix=prefixes[path])
     for split, key in _GIVEN.items():
-        if path := getattr(settings, key):
-            found = read_clips(settings, path, findings, prefixed=several, key=key)
+        if path := held[key]:
+            prefix = prefixes[path]
+            found = read_clips(settings, path, findings, prefix=prefix, key=key)
             for clip in found:
                 clip.split = split
             clips += found
     return _unique(clips, findings)
+
+
+def _prefixes(paths: list[str]) -> dict[str, str]:
+    """What the identities of a path's clips begin with, of several paths.
+
+    As many of its last parts as tell it from the others.
+    """
+    if len(paths) < 2:
+        return dict.fromkeys(paths, "")
+    places = {path: Path(path).parent / Path(path).stem for path in paths}
+    if len(set(places.values())) < len(places):
+        places = {path: Path(path) for path in paths}
+    depth = max(len(place.parts) for place in places.values())
+    for count in range(1, depth + 1):
+        found = {p: "/".join(at.parts[-count:]) for p, at in places.items()}
+        if len(set(found.values())) == len(places):
+            break
+    return found
 
 
 def read_clips(
@@ -79,7 +105,7 @@ def read_clips(
     path: str,
     findings: Findings,
     *,
-    prefixed: bool = False,
+    prefix: str = "",
     key: str = "path",
 ) -> list[Clip]:
     """The clips that one path stands for; their audio is not yet looked at.
@@ -88,25 +114,25 @@ def read_clips(
         settings: ``format``, columns, and whether transcripts are needed.
         path: Manifest, folder, or ``asset:NAME``.
         findings: Takes the faults.
-        prefixed: Begin identities that are made of file names with the path's own.
+        prefix: What identities that are made of file names begin with.
         key: The setting that names it, for faults.
     """
     if path.startswith(ASSET):
         return _read_asset(settings, path, findings)
-    root = Path(path).expanduser()
-    if not root.exists():
+    root = expanded(path)
+    if not exists(root):
         findings.fatal.append(missing(root, f"data.{key}"))
         return []
     clips = _read_format(settings, root, findings, f"data.{key}")
-    _name(clips, root, root.stem if prefixed else "")
+    _name(clips, root, prefix)
     return clips
 
 
 def _read_format(
     settings: AudioSettings, root: Path, findings: Findings, key: str
 ) -> list[Clip]:
-    form = settings.format if settings.format != "asterisk" else "auto"
-    if root.is_file():
+    form = settings.format
+    if not root.is_dir():
         if form in ("librispeech", "folder"):
             what, fix = f"a file, and data.format={form!r} is a folder", "name a folder"
             findings.fatal.append(Fault(what, shown(root), f"{key} names it", fix))
@@ -182,7 +208,7 @@ def _name(clips: list[Clip], root: Path, prefix: str) -> None:
             continue
         inside = clip.path.is_relative_to(folder)
         path = clip.path.relative_to(folder) if inside else clip.path
-        name = path.with_suffix("").as_posix()
+        name = (path.parent / path.stem).as_posix()
         if counts[clip.path] > 1:
             name = f"{root.name}:{clip.where[1]}"
         clip.id = f"{prefix}/{name}" if prefix else name

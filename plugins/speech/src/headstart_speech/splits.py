@@ -135,14 +135,17 @@ def _warn(parts: Parts, settings: SplitSettings, findings: Findings) -> None:
             findings.warnings.append(Fault(what, "data.path", why, fix))
     speakers = {clip.speaker for clip in train if clip.speaker}
     tested = {clip.speaker for clip in parts["test"] if clip.speaker}
-    if settings.split_by != "speaker" and (both := sorted(speakers & tested)):
+    if both := sorted(speakers & tested):
         all_of = f"all {len(tested)}" if len(both) == len(tested) else str(len(both))
         names = f"{', '.join(both[:3])}{' …' * (len(both) > 3)}"
         what = f"{all_of} speakers of test are in train too: {names}"
-        if len(tested) == 1:
-            what = f"the speaker of test is in train too: {both[0]}"
+        if len(both) == 1:
+            one = "the speaker" if len(tested) == 1 else "one speaker"
+            what = f"{one} of test is in train too: {both[0]}"
         why = "how well new voices are understood is not measured"
         fix = ""
-        if len(speakers | tested) > 2:
+        if settings.split_by == "speaker":
+            fix = "the test split is given: take other speakers for it"
+        elif len(speakers | tested) > 2:
             fix = 'data.split_by="speaker" keeps them apart'
         findings.warnings.append(Fault(what, "data.split_by", why, fix))

@@ -79,8 +79,12 @@ def alphabets(text: str) -> Counter[str]:
 
 
 def mixed_word(text: str) -> str | None:
-    """The first word with letters of several alphabets, as look-alikes leave it."""
-    return next((word for word in text.split() if len(alphabets(word)) > 1), None)
+    """The first word with letters of several alphabets, as look-alikes leave it.
+
+    Letters that are written without spaces between words stand beside any others.
+    """
+    words = text.split()
+    return next((w for w in words if len(alphabets(w).keys() - _NO_SPACES) > 1), None)
 
 
 _TYPEWRITER = {ord(c): "'" for c in APOSTROPHES}
@@ -107,6 +111,9 @@ def _letter_at(text: str, i: int) -> bool:
 def _kind(c: str) -> str:
     """``l`` letter or mark, ``d`` digit, ``s`` space, ``c`` control, ``p`` the rest."""
     category = unicodedata.category(c)
+    if category == "Me" or unicodedata.name(c, "").startswith("VARIATION SELECTOR"):
+        # They say how an emoji or a keycap looks.
+        return "c"
     if category[0] in "LM":
         return "l"
     if category in ("Nd", "No"):
@@ -116,6 +123,7 @@ def _kind(c: str) -> str:
     return "c" if category[0] == "C" else "l" if category == "Nl" else "p"
 
 
+_NO_SPACES = frozenset({"CJK", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN"})
 _TOGETHER = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "IDEOGRAPHIC")
 
 

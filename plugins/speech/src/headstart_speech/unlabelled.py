@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from headstart.errors import Fault
 from headstart_speech.checks import RATE
-from headstart_speech.data import AudioModule, length_of
+from headstart_speech.data import AudioModule
 from headstart_speech.masks import drawn_masks, fixed_masks
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Unlabelled(AudioModule):
     def check_frames(self, clips: Sequence[Clip]) -> None:
         """Clips of which nothing can be hidden."""
         length = self.settings.mask_length
-        few = [c for c in clips if self.frame_count(length_of(c)) < length]
+        few = [c for c in clips if self.frame_count(c.samples(RATE)) < length]
         if few:
             what = f"of {len(few)} of {len(clips)} clips nothing is learned"
             why = f"they are shorter than a hidden span, {length} frames; "

@@ -10,7 +10,7 @@ from headstart.errors import Fault
 from headstart_speech import predictions as files
 from headstart_speech.baselines import baselines
 from headstart_speech.checks import RATE, frames_needed, unalignable
-from headstart_speech.data import AudioModule, length_of
+from headstart_speech.data import AudioModule
 from headstart_speech.transcripts import vocabulary_of
 from headstart_speech.vocabulary import task_of
 
@@ -46,7 +46,8 @@ class Utterances(AudioModule):
 
     def check_frames(self, clips: Sequence[Clip]) -> None:
         """Transcripts that CTC cannot align with their clips."""
-        for clip, fault in unalignable(clips, self._layers, RATE):
+        upsample = self.settings.upsample
+        for clip, fault in unalignable(clips, self._layers, RATE, upsample):
             self.findings.sample(*clip.where, fault)
         fastest = max(self.settings.speed, default=1.0)
         if fastest <= 1:
@@ -56,7 +57,7 @@ class Utterances(AudioModule):
             clip
             for clip in clips
             if clip.id in trained
-            and self.frame_count(int(length_of(clip) / fastest))
+            and self.frame_count(int(clip.samples(RATE) / fastest)) * upsample
             < frames_needed(clip.normal or "")
         ]
         if sped:

@@ -70,7 +70,10 @@ def resolve_torchvision(reference: str, context: SourceContext) -> Weights:
         path = published_file(str(weights.url), folder, context.progress, otherwise)
         files = (_renamed(path),) if _is_detector(model) else (path,)
         text = json.dumps(_config(model, weights), indent=1)
-        write_text(folder / "config.json", text)
+        config = folder / "config.json"
+        # A cache that was filled for many may be read-only.
+        if not config.is_file() or config.read_text(encoding="utf-8") != text:
+            write_text(config, text)
     return Weights(
         f"torchvision:{reference}",
         folder,
