@@ -78,6 +78,7 @@ def adapt(recipe: Recipe, backbone: Backbone) -> None:
 def build_data(recipe: Recipe) -> DataModule:
     """The data module of ``[data]``, neither loaded nor prepared."""
     data: DataModule = resolve(recipe.data_spec.factory)(recipe.data, recipe.train.seed)
+    data.asked = recipe.head.asks()
     return data
 
 

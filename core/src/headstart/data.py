@@ -131,10 +131,16 @@ class DataModule(ABC):
     Args:
         settings: The recipe's ``[data]``.
         seed: Seed of splits and sub-sampling.
+
+    Attributes:
+        asked: What the head asks of the data (``HeadSettings.asks``), set before
+            :meth:`load`.
+        preprocessing: What the backbone says about its inputs, since :meth:`prepare`.
     """
 
     def __init__(self, settings: DataSettings, seed: int) -> None:
         self.settings = settings
+        self.asked: Mapping[str, Any] = {}
         self.preprocessing: Mapping[str, Any] = {}
         self.seed = seed
         self.findings = Findings()

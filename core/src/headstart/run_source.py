@@ -41,11 +41,12 @@ def resolve_run(reference: str, context: SourceContext) -> Weights:
         if not merged.is_dir():
             run.export(merged, merge=True)
         return Weights(f"run:{reference}", merged, tensor_files(merged))
-    rows = folder / ROWS
+    rows, task = folder / ROWS, read_json(folder / "task.json")
     return Weights(
         f"run:{reference}",
         folder / ARCHITECTURE,
         checkpoint.kept_files,
         rows={k: tuple(v) for k, v in read_json(rows).items()} if rows.exists() else {},
+        classes=tuple(task.get("labels") or task.get("vocabulary", ())),
         native=True,
     )

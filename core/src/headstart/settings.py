@@ -50,6 +50,13 @@ class HeadSettings(Settings):
     name: str
     """A head that reads what the backbone gives; `headstart list heads`."""
 
+    def asks(self) -> Mapping[str, Any]:
+        """What data must know of the head to check samples; nothing by default.
+
+        It is ``DataModule.asked``, from before ``load`` on.
+        """
+        return {}
+
 
 class ClassificationSettings(HeadSettings):
     """``[head]`` of heads that give labels."""

@@ -417,6 +417,9 @@ def test_plan_of_nnunet() -> None:
     assert kernels == [[3, 3, 1]] * 3 + [[3] * 3] * 3
     strides, _ = plan_levels([40, 24, 64], [1.0, 1.0, 1.0])
     assert strides == [[1] * 3, [2] * 3, [2] * 3, [2, 1, 2], [1, 1, 2]]
+    # Nine voxels have no half.
+    strides, _ = plan_levels([36, 32, 32], [1.0, 1.0, 1.0])
+    assert strides == [[1] * 3, [2] * 3, [2] * 3, [1, 2, 2]]
     with pytest.raises(UserError, match="cannot be halved twice"):
         plan_levels([8, 8, 8], [1.0, 1.0, 1.0])
 

@@ -22,7 +22,7 @@ from headstart.plugins import Registry
 from headstart.testing.hub import HubServer
 from headstart.weights.sources import SourceContext
 from headstart.weights.transfer import load_weights
-from headstart_medical import catalogue
+from headstart_medical import bundle_files, catalogue
 from headstart_medical.bundles import channel_names, resolve_bundle
 from headstart_medical.definitions import NETWORKS, RefusedError, read_definition
 from headstart_medical.settings import SegResNetSettings
@@ -497,6 +497,11 @@ def test_what_is_said_of_a_value_is_short_however_large_it_is():
     assert Counted.shown < 100
 
 
+def test_a_reference_that_leads_to_itself_is_told():
+    with pytest.raises(RefusedError, match="act refers to itself: '@round'"):
+        read({**UNET, "act": "@round"}, **CONFIG)
+
+
 def test_the_nearest_known_network_is_offered():
     with pytest.raises(RefusedError, match="did you mean 'SegResNet'"):
         read({"_target_": "SegResNetDS"})
@@ -569,6 +574,28 @@ def test_a_zip_that_unpacks_to_far_more_is_refused(tmp_path):
         archive.writestr("bundle/docs/zeros", bytes(8 * 1024**2))
     with pytest.raises(UserError, match="unpacks to 8,388,608 bytes"):
         get(path)
+
+
+def test_a_zip_that_is_not_one_plain_bundle_is_refused(tmp_path, monkeypatch):
+    folder = write_bundle(tmp_path / "b")
+    path = zipped(folder, tmp_path / "two.zip")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("other/configs/metadata.json", "{}")
+    with pytest.raises(UserError, match="it has several bundles"):
+        get(path)
+    path = zipped(folder, tmp_path / "secret.zip")
+    content = bytearray(path.read_bytes())
+    # In the list of members: its flags.
+    content[content.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"the member .* is encrypted"):
+        get(path)
+    (folder / "configs/inference.json").write_bytes(os.urandom(4 * 1024**2 + 1))
+    with pytest.raises(UserError, match="more than 4,194,304 bytes"):
+        get(zipped(folder, tmp_path / "long.zip"))
+    monkeypatch.setattr(bundle_files, "MEMBER_LIMIT", 4)
+    with pytest.raises(UserError, match="has 5 members"):
+        get(zipped(folder, tmp_path / "many.zip"))
 
 
 def test_a_zip_that_states_more_bytes_than_it_has_is_refused(tmp_path):

@@ -162,6 +162,51 @@ def test_a_pretrained_run_is_a_weights_source(tmp_path: Path) -> None:
     assert all(np.array_equal(after[name], before[name]) for name in stages)
 
 
+def test_another_run_brings_the_characters_that_both_know(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    data = data_of(tiny_utterances(tmp_path / "data"))
+    quick = {**PLAIN, "head.layers": 0, "train.max_steps": 1, "train.batch_size": 8}
+    first = headstart.run(
+        "speech/transcribe", {**data, **WAV2VEC, **quick}, folder=tmp_path / "first"
+    )
+    manifest = tmp_path / "data" / "clips.csv"
+    header, rows = manifest.read_text().split("\n", 1)
+    names = [row.split(",", 1) for row in rows.splitlines()]
+    # Another letter in b's stead, which changes the order of the others.
+    rest = [f"{path},{more.replace('b', 'z')}" for path, more in names]
+    manifest.write_text("\n".join([header, *rest]) + "\n")
+    second = headstart.run(
+        "speech/transcribe",
+        {
+            **data,
+            **quick,
+            "backbone.name": "speech/wav2vec2",
+            "backbone.weights": f"run:{first.folder}",
+            "strategy.name": "feature-extraction",
+            "train.learning_rate": 1e-12,
+            "train.head_learning_rate": 1e-12,
+        },
+        folder=tmp_path / "second",
+    )
+    (before, old), (after, new) = (
+        (tensors(run)["head.linear.weight"], task(run)) for run in (first, second)
+    )
+    known = [name for name in new if name in old]
+    assert known == ["<blank>", " ", "a", "c", "d"] and new[-1] == "z"
+    for name in known:
+        np.testing.assert_allclose(
+            after[new.index(name)], before[old.index(name)], atol=1e-6
+        )
+    report = json.loads((second.folder / "transfer.json").read_text())
+    assert report["classes_new"] == ["z"]
+
+
+def task(run: Run) -> list[str]:
+    """The characters of a run, by row."""
+    found: list[str] = json.loads((run.folder / "task.json").read_text())["vocabulary"]
+    return found
+
+
 def tensors(run: Run) -> dict[str, np.ndarray]:
     """The run's kept model, by our names."""
     checkpoint, _ = open_checkpoint(run.folder / "checkpoints")

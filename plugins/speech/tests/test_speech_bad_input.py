@@ -33,12 +33,12 @@ def manifest(rows, header="path,text"):
         file.write("\n".join([header, *rows]) + "\n")
 
 
-def checked(kind=UtteranceSettings, path="clips.csv", **given):
+def checked(kind=UtteranceSettings, path="clips.csv", factor=1, **given):
     settings = kind(name="x", path=path, **given)
     findings = Findings()
     findings.fatal += checks.check_settings(settings)
     clips = sources.read_all(settings, findings)
-    return checks.check_clips(clips, settings, findings), settings, findings
+    return checks.check_clips(clips, settings, findings, factor), settings, findings
 
 
 def told(*args, **given):
@@ -187,10 +187,10 @@ def test_ctc_needs_a_frame_for_each_character_and_a_blank_between_equal_ones():
     clips, _, _ = checked()
     alone = [clip for clip in clips if clip.where[1] == 3]
     # With two frames of each there is room, if the head makes them.
-    assert "data.upsample=2" in found[3]
-    assert 3 not in told(upsample=2)
+    assert "head.upsample=2" in found[3]
+    assert 3 not in told(factor=2)
     manifest([f"a.wav,{'abcde' * 5}"])
-    assert "25 frames are needed, 24 are there" in told(upsample=2)[2]
+    assert "25 frames are needed, 24 are there" in told(factor=2)[2]
     assert "upsample" not in told()[2]
     coarse = [*checks.LAYERS, (2, 2, 0)]
     ((_, fault),) = checks.unalignable(alone, coarse, 16000)

@@ -101,15 +101,8 @@ NETWORKS = {
 }
 """By lower-case name: MONAI has some under several spellings."""
 # Counts of layers; what is built of them takes time even without memory.
-REPEATED = {
-    "blocks_down",
-    "blocks_up",
-    "block_config",
-    "layers",
-    "depths",
-    "num_layers",
-    "num_res_units",
-}
+REPEATED = {"blocks_down", "blocks_up", "block_config", "layers", "depths",
+            "num_layers", "num_res_units"}  # fmt: skip
 FETCHING = {"pretrained", "progress"}
 """Arguments that make MONAI download other weights; they are left out."""
 # Arguments of earlier releases that say nothing about the parameters.
@@ -223,11 +216,10 @@ def _check(network: Network, arguments: dict[str, Any], reader: _Reader) -> int:
 
     build = getattr(nets, network.name)
     names = {*inspect.signature(getattr(nets, network.kind)).parameters}
-    variant = network.name != network.kind
-    if variant:
+    if network.name != network.kind:
         names |= FETCHING
-    if variant and network.kind == "ResNet":
-        names -= network.arguments.keys()
+        if network.kind == "ResNet":
+            names -= network.arguments.keys()
     for key, value in arguments.items():
         if key not in names:
             raise reader.refused(
@@ -236,9 +228,8 @@ def _check(network: Network, arguments: dict[str, Any], reader: _Reader) -> int:
                 nearest(key, names),
             )
         if key in REPEATED and sum(map(abs, _numbers(value))) > LAYER_LIMIT:
-            raise reader.refused(
-                f"{KEY}::{key}", f"asks for more than {LAYER_LIMIT} layers"
-            )
+            what = f"asks for more than {LAYER_LIMIT} layers"
+            raise reader.refused(f"{KEY}::{key}", what)
     told = {k: v for k, v in arguments.items() if k not in FETCHING}
 
     class Readable(TorchFunctionMode):
@@ -248,7 +239,7 @@ def _check(network: Network, arguments: dict[str, Any], reader: _Reader) -> int:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             place = {"device": "cpu"} if func is torch.linspace else {}
-            return func(*args, **(kwargs or {}), **place)
+            return func(*args, **{**place, **(kwargs or {})})
 
     try:
         with torch.device("meta"), Readable():
@@ -275,8 +266,7 @@ def _numbers(value: Any) -> list[float]:
 def _shown(value: Any) -> str:
     """A value for an error, short whatever YAML's aliases or digits make of it."""
     short = reprlib.Repr()
-    short.maxlevel = 2
-    short.maxstring = short.maxother = 80
+    short.maxlevel, short.maxstring, short.maxother = 2, 80, 80
     try:
         return short.repr(value)
     except ValueError:

@@ -231,8 +231,8 @@ class SegmentationHead(Head):
                 where="predictions",
                 why="where a class is rare, calling all background costs little, and "
                 "a learning rate that is too high or too low never leaves that",
-                fix="unless more training mends it, try train.learning_rate three times "
-                "lower or higher, more train.epochs, or a larger data.foreground",
+                fix="unless more training mends it, try a train.learning_rate three "
+                "times lower or higher, more train.epochs, or a larger data.foreground",
             ),
         )
 

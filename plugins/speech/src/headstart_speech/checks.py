@@ -70,7 +70,10 @@ def check_settings(settings: AudioSettings) -> list[Fault]:
 
 
 def check_clips(
-    clips: Sequence[Clip], settings: AudioSettings, findings: Findings
+    clips: Sequence[Clip],
+    settings: AudioSettings,
+    findings: Findings,
+    upsample: int = 1,
 ) -> list[Clip]:
     """Look at every file and transcript; fills ``facts``, ``sound`` and ``normal``.
 
@@ -79,6 +82,7 @@ def check_clips(
         settings: The recipe's ``[data]``.
         findings: Takes faults by clip, and warnings about clips that are left out by
             ``data.short``, ``data.long``, ``data.digits`` or ``data.outside``.
+        upsample: How many frames the head makes of each.
 
     Returns:
         The clips that are not left out so; long ones in pieces, with ``data.long`` =
@@ -103,7 +107,7 @@ def check_clips(
         kept = _hear(kept, settings, findings, skipped)
     if isinstance(settings, UtteranceSettings):
         whole = [clip for clip in kept if clip.facts and clip.normal]
-        for clip, fault in unalignable(whole, LAYERS, RATE, settings.upsample):
+        for clip, fault in unalignable(whole, LAYERS, RATE, upsample):
             findings.sample(*clip.where, fault)
         _warn_twins(kept, findings)
     for reason, left in skipped.items():
@@ -168,8 +172,7 @@ def unalignable(
         why = f"{clip.seconds:.2f} s for {(clip.normal or '')[:60]!r}"
         fix = "check that the transcript is this clip's, and that the clip is whole"
         if needed <= 2 * there and frames_per_frame == 1:
-            fix += "; of fast speech data.upsample=2 and head.upsample=2 make two "
-            fix += "frames of each"
+            fix += "; of fast speech head.upsample=2 makes two frames of each"
         found.append((clip, Fault(what, clip.place, why, fix)))
     return found
 

@@ -76,7 +76,8 @@ class AudioModule(DataModule):
         if findings.fatal:
             # What such settings would make of the clips is noise.
             findings.settle(settings, total=0)
-        clips = check_clips(read_all(settings, findings), settings, findings)
+        upsample = self.asked.get("upsample", 1)
+        clips = check_clips(read_all(settings, findings), settings, findings, upsample)
         self._read = len({clip.where for clip in clips} | findings.samples.keys())
         clips = settle(clips, settings, findings)
         self.clips = split_clips(clips, settings, self.seed, findings)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.errors import DataError, Fault
 from headstart_speech import audio
+from headstart_speech.audio_faults import expanded
 from headstart_speech.clips import Clip
 from headstart_speech.folders import audio_files
 from headstart_speech.silences import pieces
@@ -60,7 +61,7 @@ def _files(given: Any, where: str) -> Iterator[Path | Fault]:
         what = f"a {type(given).__name__} is no path of an audio file"
         yield Fault(what, where, fix=FIX)
         return
-    path = Path(given).expanduser()
+    path = expanded(given)
     if not path.is_dir():
         yield path
         return

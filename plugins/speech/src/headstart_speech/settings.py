@@ -165,8 +165,6 @@ class UtteranceSettings(AudioSettings):
     alphabets: Literal["one", "any"] = "one"
     """Whether a transcript in another alphabet than most is a bad sample; a word of
     several alphabets always is."""
-    upsample: Literal[1, 2] = 1
-    """As ``head.upsample``: with 2, clips may have twice as many characters."""
 
 
 class UnlabelledSettings(AudioSettings):
@@ -251,6 +249,9 @@ class CTCSettings(HeadSettings):
     blank_start: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.6
     """Probability of a blank in every frame at the start. Most frames of speech are
     blank; a head that has to learn so first says nothing else for a while."""
+
+    def asks(self) -> dict[str, Any]:
+        return {"upsample": self.upsample}
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:

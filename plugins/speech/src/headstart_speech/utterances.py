@@ -46,7 +46,7 @@ class Utterances(AudioModule):
 
     def check_frames(self, clips: Sequence[Clip]) -> None:
         """Transcripts that CTC cannot align with their clips."""
-        upsample = self.settings.upsample
+        upsample = self.asked.get("upsample", 1)
         for clip, fault in unalignable(clips, self._layers, RATE, upsample):
             self.findings.sample(*clip.where, fault)
         fastest = max(self.settings.speed, default=1.0)
