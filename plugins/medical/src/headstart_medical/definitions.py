@@ -301,8 +301,7 @@ class _Reader:
         if self._items > ITEM_LIMIT or len(seen) + key.count("::") > DEPTH_LIMIT:
             raise self.refused(KEY, "has too many entries, or they are too deep")
         if isinstance(value, str) and value.startswith("%"):
-            what = f"is the macro {_shown(value)}: it reads other files"
-            raise self.refused(key, what)
+            raise self.refused(key, f"is the macro {_shown(value)} of another file")
         if isinstance(value, str) and value.startswith(("@", "$")):
             return self._expression(value, key, seen)
         if isinstance(value, list | tuple):
