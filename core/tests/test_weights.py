@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,23 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, cache):
     # The trap works where nothing guards against it.
     pickle.loads((tmp_path / "old.pt").read_bytes())
     assert marker.exists()
+
+
+def test_a_small_pickle_cannot_fill_the_memory(tmp_path, cache):
+    wide = torch.zeros(1).expand(10**13)
+    torch.save({"weight": wide, "other": torch.ones(2)}, tmp_path / "wide.pt")
+    torch.save({"weight": torch.zeros(2000)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for member in plain.infolist():
+            packed.writestr(member.filename, plain.read(member))
+    for name, words in (("wide.pt", "37,252.9 GiB"), ("packed.pt", "compressed")):
+        with pytest.raises(UserError, match=words):
+            get(f"file:{tmp_path / name}").tensors()
+    assert len(get(f"file:{tmp_path / 'plain.pt'}").tensors()["weight"]) == 2000
+    assert [path.suffix for path in cache.rglob("*.safetensors")] == [".safetensors"]
 
 
 def test_a_benign_pickle_is_converted_once(tmp_path, cache, monkeypatch):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ PICKLES = (".bin", ".pt", ".pth")
 SUFFIXES = (".safetensors", *PICKLES)
 SAFE_TORCH = "2.10"
 """``weights_only`` of older releases could be made to run code (CVE-2026-24747)."""
+REPEATED = 2**30
+"""Bytes that tensors of a pickle may have beyond four times what the file has: tied and
+expanded ones are stored once."""
 HEADER_LIMIT = 100_000_000
 """Longest header that the safetensors format allows, in bytes."""
 
@@ -281,6 +285,7 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
             why=f"this is torch {torch.__version__}, where weights_only is not safe",
             fix="upgrade torch, or use a safetensors file",
         )
+    _refuse_compressed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -304,11 +309,39 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
             why=f"it holds a {type(content).__name__}",
             fix="a file that `torch.save(model.state_dict(), …)` wrote is needed",
         )
+    # One stored number may stand for any number of them (torch.Tensor.expand).
+    size, stored = sum(t.nbytes for t in tensors.values()), path.stat().st_size
+    if size > 4 * stored + REPEATED:
+        raise UserError(
+            f"is refused: its tensors would take {size / 2**30:,.1f} GiB",
+            where=str(path),
+            why=f"the file has {stored / 2**20:,.3f} MiB: they repeat few numbers",
+            fix="use a safetensors file, or save contiguous copies of the tensors",
+        )
     # safetensors knows neither shared storage nor strides.
     return {
         name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
+
+
+def _refuse_compressed(path: Path) -> None:
+    """``torch.save`` never compresses; a small file that does may fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except zipfile.BadZipFile:
+        return  # torch says what is wrong with it
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise UserError(
+            "is refused: its records are compressed",
+            where=str(path),
+            why="torch.save stores them as they are; unpacked, a small file could fill "
+            "the memory",
+            fix="use the original file, or a safetensors file",
+        )
 
 
 def _state_dict(content: Any) -> dict[str, Tensor]:
