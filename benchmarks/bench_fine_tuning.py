@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel
 
 from headstart.assembly import Assembly, assemble
+from headstart.batch_order import epoch_batches
 from headstart.clock import Clock
-from headstart.data import epoch_batches
 from headstart.plugins import load_plugins
 from headstart.recipe import Recipe, load_recipe
 from headstart.training_setup import make_trainer, plan_training

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM
 
 from headstart.assembly import assemble
-from headstart.data import epoch_batches
+from headstart.batch_order import epoch_batches
 from headstart.plugins import load_plugins
 from headstart.recipe import load_recipe
 

@@ -19,7 +19,7 @@ import torch
 from common import publish, setting
 
 from headstart.assembly import Assembly, assemble
-from headstart.data import epoch_batches
+from headstart.batch_order import epoch_batches
 from headstart.plugins import load_plugins
 from headstart.recipe import load_recipe
 

@@ -27,7 +27,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from headstart.assembly import Assembly, assemble
-from headstart.data import epoch_batches
+from headstart.batch_order import epoch_batches
 from headstart.plugins import load_plugins
 from headstart.recipe import load_recipe
 

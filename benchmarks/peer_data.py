@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch.utils.data import Sampler
 
 from headstart.assets import fetch, find_asset
-from headstart.data import epoch_batches
+from headstart.batch_order import epoch_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

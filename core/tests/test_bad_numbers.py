@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import headstart
+from headstart.batch_order import epoch_batches
 from headstart.callbacks import Callback
 from headstart.checkpoint import read_checkpoint
-from headstart.data import epoch_batches
 from headstart.errors import HeadstartError
 from headstart.testing.toy import data, heads
 

@@ -8,13 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from headstart.batch_order import epoch_batches, evaluation_batches, prediction_batches
 from headstart.batches import BatchParts, epoch_length
-from headstart.data import (
-    DataModule,
-    epoch_batches,
-    evaluation_batches,
-    prediction_batches,
-)
+from headstart.data import DataModule
 from headstart.distributed import World
 from headstart.errors import DataError, UserError
 from headstart.testing.toy.data import Ring

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from headstart import judgement
+from headstart.batch_order import epoch_batches
 from headstart.callbacks import Callback
 from headstart.checkpoint import open_checkpoint
-from headstart.data import epoch_batches
 from headstart.errors import HeadstartError, UserError
 from headstart.fine_tuning import run
 from headstart.runs import Run

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from headstart.batch_order import epoch_batches
 from headstart.callbacks import Callback
 from headstart.checkpoint import newest_checkpoint, open_checkpoint
-from headstart.data import epoch_batches
 from headstart.errors import HeadstartError, UserError
 from headstart.evaluate import MetricSet, evaluate
 from headstart.fine_tuning import run

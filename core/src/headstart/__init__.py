@@ -8,11 +8,12 @@ from headstart.hookspecs import hookimpl
 from headstart.version import __version__
 
 if TYPE_CHECKING:
+    from headstart.cross_validation import cross_validate
     from headstart.fine_tuning import resume, run
     from headstart.runs import Run
 
 
-__all__ = ["Run", "__version__", "hookimpl", "resume", "run"]
+__all__ = ["Run", "__version__", "cross_validate", "hookimpl", "resume", "run"]
 
 
 def __getattr__(name: str) -> object:
@@ -21,6 +22,10 @@ def __getattr__(name: str) -> object:
         from headstart import fine_tuning
 
         return getattr(fine_tuning, name)
+    if name == "cross_validate":
+        from headstart.cross_validation import cross_validate
+
+        return cross_validate
     if name == "Run":
         from headstart.runs import Run
 

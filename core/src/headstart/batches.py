@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from headstart.data import Columns, epoch_batches
+from headstart.batch_order import epoch_batches
+from headstart.data import Columns
 from headstart.errors import DataError
 
 if TYPE_CHECKING:

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headstart.cli_catalogue import catalogue, json_option
+from headstart.cli_folds import cross_validate
 from headstart.command_group import Commands
 from headstart.errors import DataError, UserError
 from headstart.listing import prediction_row, print_json, print_rows
 from headstart.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from headstart.console import Counter
     from headstart.runs import Run
 
 overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -135,7 +137,8 @@ def evaluate(
     from headstart.recipe import parse_overrides
     from headstart.runs import Run
 
-    metrics = Run(run_folder).evaluate(split, parse_overrides(overrides))
+    tell = partial(click.echo, err=True)
+    metrics = Run(run_folder).evaluate(split, parse_overrides(overrides), tell)
     if as_json:
         print_json(metrics)
         return
@@ -159,15 +162,24 @@ def evaluate(
     help="Write JSON lines to this file (.jsonl), or to a new folder what suits the "
     "domain, e.g. annotated images.",
 )
+@click.option(
+    "--skip-bad",
+    is_flag=True,
+    help="Leave out inputs that cannot be used, list them at the end, and exit with 1.",
+)
 @json_option
 def predict(
-    run_folder: str, words: tuple[str, ...], output: Path | None, as_json: bool
+    run_folder: str,
+    words: tuple[str, ...],
+    output: Path | None,
+    skip_bad: bool,
+    as_json: bool,
 ) -> None:
     """Predict for INPUTs: texts or files, as the run's data has them; - reads lines
     from standard input. To a terminal as a table, else as JSON lines. Some heads take
     OPTIONs of their own: `headstart show HEAD` names them.
     """
-    from headstart.console import Counter, Pieces
+    from headstart.console import Counter
     from headstart.predict_options import check_options, options_model, split_options
     from headstart.runs import Run
 
@@ -180,35 +192,54 @@ def predict(
         items += _input_lines() if item == "-" else [item]
     with Counter("predicting") as counter:
         if output and not output.suffix:
-            files = run.predict_into(output, items, counter, options)
+            files = run.predict_into(output, items, counter, options, skip_bad)
             click.echo("\n".join(map(str, files)), err=True)
-            return
-        shown = not output and not as_json and sys.stdout.isatty()
-        # Of several inputs nobody could tell which text belongs to which.
-        pieces = Pieces() if shown and len(items) == 1 else None
-        # The text itself shows how far it is.
-        told = None if pieces else counter
-        results = run.predict_each(items, told, options, pieces)
-        bare = "" if output or as_json or not checked else checked.bare()
-        if bare:
-            # One input may be a folder: what is in it needs names.
-            first = list(islice(results, 2))
-            results = chain(first, results)
-            bare = bare if len(first) == 1 else ""
-        if output:
-            count = _write_lines(output, results)
-            click.echo(f"{count} prediction{'s' * (count != 1)} in {output}", err=True)
-        elif bare:
-            for result in results:
-                click.echo(result[bare])
-        elif not shown:
-            for result in results:
-                print_json(result, indent=None)
         else:
-            rows = [prediction_row(result) for result in results]
-            # What was shown as it came needs no table.
-            if not (pieces and pieces.end()):
-                print_rows(rows)
+            bare = "" if output or as_json or not checked else checked.bare()
+            predict = partial(run.predict_each, options=options, skip_bad=skip_bad)
+            _tell_predictions(predict, items, counter, bare, output, as_json)
+    if run.skipped:
+        for fault in run.skipped:
+            click.echo(f"left out: {fault}", err=True)
+        sys.exit(1)
+
+
+def _tell_predictions(
+    predict: Callable[..., Iterator[dict[str, Any]]],
+    items: list[str],
+    counter: Counter,
+    bare: str,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Into a file, as a table, as lines, or as what a head calls bare."""
+    from headstart.console import Pieces
+
+    shown = not output and not as_json and sys.stdout.isatty()
+    # Of several inputs nobody could tell which text belongs to which.
+    pieces = Pieces() if shown and len(items) == 1 else None
+    # The text itself shows how far it is.
+    told = None if pieces else counter
+    results = predict(items, progress=told, emit=pieces)
+    if bare:
+        # One input may be a folder: what is in it needs names.
+        first = list(islice(results, 2))
+        results = chain(first, results)
+        bare = bare if len(first) == 1 else ""
+    if output:
+        count = _write_lines(output, results)
+        click.echo(f"{count} prediction{'s' * (count != 1)} in {output}", err=True)
+    elif bare:
+        for result in results:
+            click.echo(result[bare])
+    elif not shown:
+        for result in results:
+            print_json(result, indent=None)
+    else:
+        rows = [prediction_row(result) for result in results]
+        # What was shown as it came needs no table.
+        if not (pieces and pieces.end()):
+            print_rows(rows)
 
 
 @commands.command(short_help="Write a run's model for use without headstart.")
@@ -258,7 +289,7 @@ def report(run_folder: str) -> None:
     click.echo(Run(run_folder).report)
 
 
-for command in catalogue:
+for command in (cross_validate, *catalogue):
     commands.add_command(command)
 
 

@@ -321,10 +321,10 @@ def _show_table(screen: Screen, name: str, columns: Mapping[str, Any]) -> None:
         rest = f"and {len(names) - LISTED} more"
         rows.append({name: rest, **dict.fromkeys(columns, "")})
     screen.say()
-    _say_table(screen, rows)
+    say_table(screen, rows)
 
 
-def _say_table(
+def say_table(
     screen: Screen, rows: Sequence[Mapping[str, str]], bold: Sequence[int] = (0,)
 ) -> None:
     """Names to the left, numbers to the right; the lines of ``bold`` in bold."""
@@ -381,9 +381,9 @@ def _show_metrics(screen: Screen, summary: Mapping[str, Any]) -> None:
     if len(format_rows(rows, screen.columns, right=list(names.values()))[0]) <= (
         screen.columns
     ):
-        _say_table(screen, rows, bold=(0, 1))
+        say_table(screen, rows, bold=(0, 1))
         return
-    _say_table(
+    say_table(
         screen,
         [
             {"test": n, **{r: number(values.get(m)) for r, values in results.items()}}

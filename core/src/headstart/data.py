@@ -1,7 +1,6 @@
 """The data contract: splits, collation, augmentation, checks.
 
-Also the two rules that every domain shares: what happens to bad samples, and in which
-order samples come, a function of (seed, epoch, position) alone.
+Also the rule that every domain shares: what happens to bad samples.
 """
 
 from __future__ import annotations
@@ -12,14 +11,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-import numpy as np
-
 from headstart.errors import DataError, Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     import torch
 
     from headstart.settings import DataSettings
@@ -136,12 +134,15 @@ class DataModule(ABC):
         asked: What the head asks of the data (``HeadSettings.asks``), set before
             :meth:`load`.
         preprocessing: What the backbone says about its inputs, since :meth:`prepare`.
+        skipped: Faults of the inputs that :meth:`from_inputs` left out, where bad ones
+            are to be left out; ``None``: they are told together, as an error.
     """
 
     def __init__(self, settings: DataSettings, seed: int) -> None:
         self.settings = settings
         self.asked: Mapping[str, Any] = {}
         self.preprocessing: Mapping[str, Any] = {}
+        self.skipped: list[Fault] | None = None
         self.seed = seed
         self.findings = Findings()
         self.task: dict[str, Any] = {}
@@ -166,6 +167,22 @@ class DataModule(ABC):
         Raises:
             DataError: All faults together.
         """
+
+    def load_split(self, split: Split) -> bool:
+        """Read and check one split alone, to evaluate a trained model on it.
+
+        Called in place of :meth:`load`; ``task`` is the run's already: classes and the
+        like come from there, and a sample that does not fit them is a fault. Nothing
+        of the other splits is read, so they need not be there.
+
+        Returns:
+            Whether it is done: :meth:`samples` and :meth:`sizes` hold for this split.
+            ``False`` where the split has no file of its own, and by default.
+
+        Raises:
+            DataError: All faults together.
+        """
+        return False
 
     def prepare(self, preprocessing: Mapping[str, Any]) -> None:
         """Make the samples what the backbone takes (tokens, size, sampling rate).
@@ -214,7 +231,27 @@ class DataModule(ABC):
 
     @abstractmethod
     def from_inputs(self, inputs: Sequence[Any]) -> Sequence[Sample]:
-        """Samples from what a user passes to ``predict``; no targets, no split."""
+        """Samples from what a user passes to ``predict``; no targets, no split.
+
+        Raises:
+            DataError: Inputs that cannot be used, by :meth:`leave_out`.
+        """
+
+    def leave_out(self, faults: Sequence[Fault], left: int) -> None:
+        """What :meth:`from_inputs` does about inputs that cannot be used.
+
+        Args:
+            faults: All of them, each with the input as ``where``; maybe none.
+            left: How many samples there are without those.
+
+        Raises:
+            DataError: The faults together, unless ``skipped`` is a list, which then
+                takes them, and something is left to predict for.
+        """
+        if faults and (self.skipped is None or not left):
+            raise DataError(*faults)
+        if self.skipped is not None:
+            self.skipped += faults
 
     def input_sizes(self, samples: Sequence[Sample]) -> np.ndarray | None:
         """Size of each sample of :meth:`from_inputs`, as :meth:`sizes`, where they are
@@ -290,108 +327,3 @@ class DataModule(ABC):
     def describe(self) -> dict[str, Any]:
         """Counts for the console and the report."""
         return {}
-
-
-def epoch_batches(
-    count: int,
-    batch_size: int,
-    *,
-    seed: int,
-    epoch: int,
-    sizes: np.ndarray | None = None,
-    window: int = 50,
-    total: int | None = None,
-) -> list[np.ndarray]:
-    """The batches of one epoch: a function of its arguments alone.
-
-    With ``sizes``, samples are shuffled, sorted by size inside windows of ``window``
-    batches, cut into batches, and the batches are shuffled: hardly any padding, and
-    still a different mixture every epoch.
-
-    With ``total``, a batch has as many samples as fit into it, padding included: all
-    samples are sorted by size in steps of 10 %, in random order within a step, and cut
-    where the next one would be too much. Where, depends on the steps alone: every
-    epoch has as many batches.
-
-    Returns:
-        Arrays of sample indices; every sample once. The last batch may be smaller. One
-        of a single sample, on which BatchNorm cannot train, is there only where there
-        is no other sample, or ``total`` allows none of the batch before beside it.
-    """
-    generator = np.random.default_rng([seed, epoch])
-    order = generator.permutation(count)
-    if sizes is not None and total is not None:
-        steps = _size_steps(sizes)
-        order = order[np.argsort(steps[order], kind="stable")]
-        batches = cut_by_total(order, steps, batch_size, total)
-        for i in range(1, len(batches)):
-            before, last = batches[i - 1 : i + 1]
-            if len(last) == 1 and len(before) > 2 and 2 * steps[last[0]] <= total:
-                batches[i - 1 : i + 1] = np.split(np.append(before, last), [-2])
-        return [batches[i] for i in generator.permutation(len(batches))]
-    if sizes is not None:
-        windows = [
-            order[i : i + batch_size * window]
-            for i in range(0, count, batch_size * window)
-        ]
-        order = np.concatenate(
-            [w[np.argsort(sizes[w], kind="stable")] for w in windows]
-        )
-    cuts = list(range(batch_size, count, batch_size))
-    if cuts and count - cuts[-1] == 1 and batch_size > 2:
-        # BatchNorm cannot train on one sample: the last two batches share theirs.
-        cuts[-1] -= batch_size // 2
-    batches = np.split(order, cuts)
-    if sizes is None:
-        return batches
-    return [batches[i] for i in generator.permutation(len(batches))]
-
-
-def evaluation_batches(
-    count: int,
-    batch_size: int,
-    sizes: np.ndarray | None = None,
-    total: int | None = None,
-) -> list[np.ndarray]:
-    """Every sample once, longest first so that memory runs out at once or never."""
-    order = np.arange(count) if sizes is None else np.argsort(-sizes, kind="stable")
-    if sizes is not None and total is not None:
-        return cut_by_total(order, sizes, batch_size, total)
-    return [order[i : i + batch_size] for i in range(0, count, batch_size)]
-
-
-def prediction_batches(
-    count: int, batch_size: int, sizes: np.ndarray | None, total: int | None
-) -> list[np.ndarray]:
-    """Every sample once, in order, so that what is predicted is told as it comes."""
-    order = np.arange(count)
-    if sizes is not None and total is not None:
-        return cut_by_total(order, sizes, batch_size, total)
-    return [order[i : i + batch_size] for i in range(0, count, batch_size)]
-
-
-def cut_by_total(
-    order: np.ndarray, sizes: np.ndarray, batch_size: int, total: int
-) -> list[np.ndarray]:
-    """An order cut into batches of at most ``total`` with padding.
-
-    A sample that is larger than that is a batch of its own.
-    """
-    cuts, start, largest = [], 0, 0
-    for place, size in enumerate(sizes[order].tolist()):
-        largest = max(largest, size)
-        count = place - start + 1
-        if count > 1 and (count > batch_size or count * largest > total):
-            cuts.append(place)
-            start, largest = place, size
-    return [batch for batch in np.split(order, cuts) if len(batch)]
-
-
-def _size_steps(sizes: np.ndarray) -> np.ndarray:
-    """Each size rounded up to the next step, a step being 10 % of the size."""
-    smallest = max(int(sizes.min()), 1) if len(sizes) else 1
-    count = np.ceil(np.log(np.maximum(sizes, 1) / smallest) / np.log(1.1) - 1e-9)
-    # Sizes are whole numbers: none lies between a step and the whole number below it.
-    steps: np.ndarray = np.floor(smallest * 1.1**count).astype(np.int64)
-    rounded: np.ndarray = np.maximum(steps, sizes)
-    return rounded

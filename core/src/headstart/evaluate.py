@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from headstart.data import Columns, evaluation_batches
+from headstart.batch_order import evaluation_batches
+from headstart.data import Columns
 from headstart.distributed import World
 from headstart.errors import PluginError
 from headstart.specs import resolve

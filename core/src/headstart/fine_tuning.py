@@ -195,7 +195,7 @@ def resume(
             "trains sees smaller parts"
         )
     if start.checkpoint and start.checkpoint.step >= plan.total:
-        finished = opened.summary.get("status") in ("done", "stopped early")
+        finished = opened.finished
         if finished and not overrides:
             raise UserError(
                 "the run is complete",

@@ -20,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from headstart.data import evaluation_batches
+from headstart.batch_order import evaluation_batches
 from headstart.environment import (
     free_memory_bytes,
     peak_memory_bytes,

@@ -64,6 +64,10 @@ TRANSFER = 5e9
 MEMORY = 1e10
 
 
+class Interrupted(Exception):
+    """A cache that is not made to its end, because somebody asked to stop."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Whether a cache pays, found out on one batch.
@@ -91,6 +95,7 @@ class PrefixCaches:
         tell: Called with each decision in words.
         sharded: Whether the parameters are spread over the ranks.
         world: The main rank decides and fills; the others read.
+        asked: Whether somebody wishes to stop; read between two batches.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class PrefixCaches:
         world: World,
         sharded: bool = False,
         batch_total: float | None = None,
+        asked: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model = model
         self.data = data
@@ -117,6 +123,7 @@ class PrefixCaches:
         self.tell = tell
         self.world = world
         self.sharded = sharded
+        self.asked = asked
         self._fingerprint: str | None = None
 
     def choose(self, split: Split, passes: float) -> PrefixCache | None:
@@ -156,6 +163,8 @@ class PrefixCaches:
         folder = caches_root() / self._key(split, views, augmented)
         try:
             waiting = "waiting for another run, which is making or opening it"
+            if self.asked():
+                return None
             held.enter_context(locked(folder, lambda: self._say(split, waiting)))
             if folder.exists() and self._holds(folder, split):
                 self._say(split, f"found, {size_text(folder_bytes(folder))}")
@@ -166,6 +175,8 @@ class PrefixCaches:
                 return None
             self._make(folder, split, views)
             return folder
+        except Interrupted:
+            self._say(split, "stopped before it was whole, nothing of it is kept")
         except Uncacheable as error:
             self._say(split, f"off, {error}")
         except OSError as error:
@@ -276,8 +287,11 @@ class PrefixCaches:
         if self.settings.mode == "on":
             return Estimate(True, f"{size_text(total)}, asked for")
         if passes <= views:
+            few = "less than once" if passes < 1 else _times(passes)
             return Estimate(
-                False, f"training runs over {split} {passes:g} times, making it {views}"
+                False,
+                f"it is read {few} at this freeze point, filling it takes running over "
+                f"{split} {_times(views)}",
             )
         reading = total / views / self._reading_rate(total)
         saved = once * (passes - views) - reading * passes - total / WRITING
@@ -299,6 +313,7 @@ class PrefixCaches:
 
         Raises:
             Uncacheable: Its batches differ in more than their values.
+            Interrupted: Somebody asked to stop.
             OSError: The folder cannot be written.
         """
         partial = partial_folder(folder)
@@ -312,6 +327,8 @@ class PrefixCaches:
             with RowWriter(partial, self.settings.precision) as writer:
                 for view in range(views):
                     for indices in self._batches(split, padded is not None):
+                        if self.asked():
+                            raise Interrupted
                         state = self._prefix(indices, split, view)
                         own = own_extents(state, indices, sizes, padded)
                         rows = writer.write(state, len(indices), own)
@@ -356,3 +373,7 @@ class PrefixCaches:
             device=self.execution.device,
             padding=self.data.padding,
         )
+
+
+def _times(count: float) -> str:
+    return "once" if count == 1 else f"{count:.3g} times"

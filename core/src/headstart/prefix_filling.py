@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from headstart.data import cut_by_total
+from headstart.batch_order import cut_by_total
 from headstart.prefix_store import corner, take_apart
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import copy
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_origin
 
 import tomli_w
 from pydantic import ValidationError
@@ -395,7 +395,9 @@ def _validate(
         written = texts.get(f"{section}.{key}")
         if written is None or isinstance(value, str):
             continue
-        if str in types_of(model, key):
+        types = types_of(model, key)
+        lists = {list, tuple} & {get_origin(known) for known in types}
+        if str in types and not (lists and isinstance(value, list)):
             table[key] = written
 
     def where(key: str) -> str:

@@ -35,7 +35,7 @@ def create_run_folder(
     Raises:
         UserError: The folder is in use or cannot be made.
     """
-    target = _new_folder(recipe.name) if folder is None else Path(folder)
+    target = new_folder(recipe.name) if folder is None else Path(folder)
     if target.exists() and any(target.iterdir()):
         raise UserError(
             "the run folder is not empty",
@@ -85,7 +85,8 @@ def create_run_folder(
     return target
 
 
-def _new_folder(recipe_name: str) -> Path:
+def new_folder(recipe_name: str) -> Path:
+    """A folder under ``runs/`` that is not there yet, named by recipe and time."""
     root = Path(os.environ.get("HEADSTART_RUNS", "runs"))
     stamp = time.strftime("%Y%m%d-%H%M%S")
     base = root / f"{recipe_name.replace('/', '-')}-{stamp}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from headstart.errors import UserError
+from headstart.errors import Fault, UserError
 from headstart.explain import shown
 from headstart.plugins import load_plugins
 from headstart.predict_options import check_options
@@ -20,12 +20,28 @@ if TYPE_CHECKING:
 
     Counting: TypeAlias = Callable[[int, int], None]
 
+MEASURED = (
+    "data.",
+    "head.",
+    "metrics.names",
+    "train.batch_size",
+    "train.batch_total",
+    "train.channels_last",
+    "train.device",
+    "train.eval_batch_size",
+    "train.precision",
+)
+"""Overrides that mean something where nothing is trained any more."""
+
 
 class Run:
     """A run folder: what came out, and the trained model, opened on use.
 
     Args:
         folder: The run folder.
+
+    Attributes:
+        skipped: Faults of the inputs that the last prediction left out.
 
     Raises:
         UserError: It is not a run folder.
@@ -40,6 +56,7 @@ class Run:
                 why="it has no recipe.toml",
                 fix="give the folder that `headstart run` named, e.g. runs/…",
             )
+        self.skipped: list[Fault] = []
         self._model: Model | None = None
 
     def __repr__(self) -> str:
@@ -52,6 +69,11 @@ class Run:
 
         summary: dict[str, Any] = read_json(self.folder / "summary.json")
         return summary
+
+    @property
+    def finished(self) -> bool:
+        """Whether its training came to its end, and the test with it."""
+        return self.summary.get("status") in ("done", "stopped early")
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -73,12 +95,24 @@ class Run:
         return build_recipe(tables, overrides or {}, origin=origin, registry=registry)
 
     def evaluate(
-        self, split: Split = "test", overrides: Mapping[str, Any] | None = None
+        self,
+        split: Split = "test",
+        overrides: Mapping[str, Any] | None = None,
+        tell: Callable[[str], None] | None = None,
     ) -> dict[str, float]:
         """Metrics of the kept model on a split, e.g. of another ``data.test_path``.
 
+        A split with a file of its own is read alone, where the data module can: then
+        the training data need not be there.
+
+        Args:
+            split: Which.
+            overrides: Of the data, the head, or how it is computed.
+            tell: Called with what was not checked.
+
         Raises:
-            UserError: The data has other labels than the run was trained on.
+            UserError: The data has other labels than the run was trained on, or an
+                override means nothing here.
         """
         from headstart.assembly import build_data
         from headstart.evaluate import MetricSet, evaluate
@@ -86,10 +120,19 @@ class Run:
         from headstart.run_folder import read_json
 
         recipe = self.recipe(overrides)
+        _refuse_training_keys(overrides or {})
         execution = choose_execution(recipe.train)
         model = self._open(recipe)
         data = build_data(recipe)
-        data.load()
+        data.task = read_json(self.folder / "task.json")
+        if not data.load_split(split):
+            data.task = {}
+            data.load()
+        elif tell and f"data.{split}_path" in (overrides or {}):
+            tell(
+                f"data.{split}_path was read alone: whether it has samples that were "
+                "also trained on is not checked"
+            )
         data.prepare(model.backbone.preprocessing)
         task = read_json(self.folder / "task.json")
         for key in data.identity:
@@ -112,18 +155,20 @@ class Run:
         ).metrics
 
     def predict(
-        self, inputs: Sequence[Any] = (), **options: Any
+        self, inputs: Sequence[Any] = (), *, skip_bad: bool = False, **options: Any
     ) -> list[dict[str, Any]]:
         """Predictions for new inputs (texts, files, folders …), in their order.
 
         Args:
             inputs: As the run's data has them.
+            skip_bad: Leave out inputs that cannot be used; ``skipped`` then has their
+                faults, and the predictions name the inputs that are left.
             options: What its head takes beside them (``k=10``, ``temperature=0.8``).
 
         Raises:
             UserError: Inputs or options that mean nothing here.
         """
-        return list(self.predict_each(inputs, options=options))
+        return list(self.predict_each(inputs, options=options, skip_bad=skip_bad))
 
     def predict_each(
         self,
@@ -131,6 +176,7 @@ class Run:
         progress: Counting | None = None,
         options: Mapping[str, Any] | None = None,
         emit: Callable[[str], None] | None = None,
+        skip_bad: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """As :meth:`predict`, as soon as each batch is done.
 
@@ -140,8 +186,11 @@ class Run:
             options: As for :meth:`predict`.
             emit: Takes pieces of a prediction as they come, from heads that make it
                 piece by piece (text, token by token).
+            skip_bad: As for :meth:`predict`.
         """
-        data, samples, predictions = self._predictions(inputs, progress, options, emit)
+        data, samples, predictions = self._predictions(
+            inputs, progress, options, emit, skip_bad
+        )
         yield from data.join(samples, predictions)
 
     def predict_into(
@@ -150,6 +199,7 @@ class Run:
         inputs: Sequence[Any],
         progress: Counting | None = None,
         options: Mapping[str, Any] | None = None,
+        skip_bad: bool = False,
     ) -> list[Path]:
         """Write predictions as the domain has them (drawn on images, as volumes …).
 
@@ -158,6 +208,7 @@ class Run:
             inputs: As for :meth:`predict`.
             progress: Told how many of how many are done.
             options: As for :meth:`predict`.
+            skip_bad: As for :meth:`predict`.
 
         Returns:
             The files to open first.
@@ -170,7 +221,9 @@ class Run:
         target = Path(folder)
         fix = "name a new folder, or a file that ends in .jsonl"
         with new_folder(target, "predictions", fix) as partial:
-            data, samples, predictions = self._predictions(inputs, progress, options)
+            data, samples, predictions = self._predictions(
+                inputs, progress, options, skip_bad=skip_bad
+            )
             written = data.write_predictions(partial, samples, predictions)
             names = [path.relative_to(partial) for path in written]
         return [target / name for name in names]
@@ -202,12 +255,13 @@ class Run:
         progress: Counting | None,
         options: Mapping[str, Any] | None,
         emit: Callable[[str], None] | None = None,
+        skip_bad: bool = False,
     ) -> tuple[DataModule, Sequence[Sample], Iterator[dict[str, Any]]]:
         """The data module, samples of the inputs, and a prediction for each."""
         import torch
 
         from headstart.assembly import build_data
-        from headstart.data import prediction_batches
+        from headstart.batch_order import prediction_batches
         from headstart.evaluate import forward_batches
         from headstart.execution import choose_execution
         from headstart.run_folder import read_json
@@ -222,6 +276,8 @@ class Run:
         data = build_data(recipe)
         data.task = read_json(self.folder / "task.json")
         data.prepare(model.backbone.preprocessing)
+        self.skipped = []
+        data.skipped = self.skipped if skip_bad else None
         samples = data.from_inputs(inputs)
         batches = prediction_batches(
             len(samples),
@@ -261,6 +317,25 @@ class Run:
             # As in training, memory layout included: the same numbers come out.
             self._model = choose_execution(recipe.train).place(model)
         return self._model
+
+
+def _refuse_training_keys(overrides: Mapping[str, Any]) -> None:
+    """Name all overrides of what lies behind a trained model."""
+    faults = [
+        Fault(
+            "it means nothing for an evaluation",
+            where=f"override {key}",
+            why="the model is trained; what it is measured on and how may change",
+            fix="leave it out, or start a run with it; an evaluation reads "
+            + ", ".join(
+                f"{name}…" if name.endswith(".") else name for name in MEASURED
+            ),
+        )
+        for key in overrides
+        if not key.startswith(MEASURED)
+    ]
+    if faults:
+        raise UserError(*faults)
 
 
 def _difference(before: Any, now: Any) -> str:

@@ -107,6 +107,7 @@ class Trainer:
             self.world,
             constant=model.constant(plan.ever()),
         )
+        self._interruption = Interruption(speaks=self.world.main)
         self.caches = PrefixCaches(
             model,
             data,
@@ -121,13 +122,13 @@ class Trainer:
             tell=self._tell,
             world=self.world,
             sharded=self._sharded,
+            asked=lambda: self._interruption.asked,
         )
         self.train_seconds = 0.0
         self._engine: nn.Module = model
         self._train_cache: PrefixCache | None = None
         self._validation_cache: PrefixCache | None = None
         self._generator = torch.Generator(execution.device)
-        self._interruption = Interruption()
         self._stop = ""
         self._started = time.perf_counter()
 
@@ -169,6 +170,9 @@ class Trainer:
             if stages != entered:
                 self._enter(stages)
                 entered = stages
+                # Filling a cache may have taken hours.
+                self._heed_interruption(logs=True)
+                continue
             fitted = True
             try:
                 self._epoch(*divmod(progress.step, self.batches.steps_per_epoch))

@@ -391,16 +391,16 @@ def test_folds_of_a_decathlon_set_with_deep_supervision(
     # What dataset.json says, the recipe need not say.
     said = {"path", "labels", "modality"}
     data = {key: value for key, value in volumes.items() if key not in said}
+    data |= {**listed, "folds": 2, "spacing": [1.0, 1.0, 1.5]}
+    watches = [Watch(), Watch()]
+    done = headstart.cross_validate(
+        "medical/tumour-segmentation",
+        settings_of(data, {**DYNUNET, "report.baselines": False}),
+        folder=tmp_path / "folds",
+        callbacks=lambda fold: [watches[fold]],
+    )
     tested = []
-    for fold in range(2):
-        watch = Watch()
-        run = start(
-            "medical/tumour-segmentation",
-            {**data, **listed, "folds": 2, "fold": fold, "spacing": [1.0, 1.0, 1.5]},
-            tmp_path / f"fold{fold}",
-            watch,
-            **{**DYNUNET, "report.baselines": False},
-        )
+    for run, watch in zip(done.runs, watches, strict=True):
         task = json.loads((run.folder / "task.json").read_text())
         assert (task["labels"], task["modality"]) == (["background", "ball"], "mri")
         assert task["channels"] == ["T1"]

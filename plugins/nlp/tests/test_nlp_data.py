@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from headstart import assets
-from headstart.data import epoch_batches
+from headstart.batch_order import epoch_batches
 from headstart.errors import DataError
 from headstart_nlp.augment import drop_tokens, swap_words
 from headstart_nlp.data import TextTable

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from nibabel import orientations
 
-from headstart.errors import Fault, nearest
+from headstart.errors import Fault
 from headstart_medical import reading
 from headstart_medical.cases import Case, Listing, Look
+from headstart_medical.classes import check_targets, name_classes
 from headstart_medical.grids import to_ras
-from headstart_medical.paths import shown
+from headstart_medical.paths import counted, shown
 from headstart_medical.patients import check_leaks
 from headstart_medical.reading import Volume, VolumeError, by
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 Wanted = Literal["mask", "target", ""]
 AXES = "xyz"
-MOST_CLASSES = 127
-"""Masks are kept as int8, with -1 for what is not known."""
 _THREADS = 4
 _turns: Any = orientations
 
@@ -61,8 +60,8 @@ def check_cases(
         return needed if only is None or case.split in only else ""
 
     if needed == "target":
-        _check_targets(listing, [c for c in listing.cases if wants(c)], findings)
-    if needed == "mask" and not _named(listing, settings, findings):
+        check_targets(listing, [c for c in listing.cases if wants(c)], findings)
+    if needed == "mask" and not name_classes(listing, settings, findings):
         return
     # A case that lacks a file or a channel has that fault alone.
     readable = [
@@ -75,7 +74,11 @@ def check_cases(
         return _look(case, listing, settings, wants(case) == "mask")
 
     flat: list[str] = []
-    for case, faults in zip(readable, _in_threads(look, readable), strict=True):
+    looked = _in_threads(look, readable)
+    if shared := _shared(looked):
+        findings.fatal.append(shared)
+        return
+    for case, faults in zip(readable, looked, strict=True):
         for fault in faults:
             if fault.what == _UNPLACED:
                 flat.append(fault.where)
@@ -84,7 +87,8 @@ def check_cases(
     if flat:
         why = f"{', '.join(flat[:4])}{' …' if len(flat) > 4 else ''}"
         fix = "check that its axes are right, left and up as you think"
-        found = Fault(f"{len(flat)} files {_UNPLACED}", "data.path", why, fix)
+        what = f"{_UNPLACED} of {counted(len(flat), 'file')}"
+        found = Fault(what, "data.path", why, fix)
         findings.warnings.append(found)
     _check_modality(listing, findings)
     check_leaks(listing.cases, findings)
@@ -131,12 +135,14 @@ def check_patch(
         fix = 'a smaller data.patch or data.spacing, or data.small="pad" to fill it up'
         findings.sample(*case.place, Fault(what, case.where, why, fix))
     if padded:
-        what = f"{len(padded)} volumes are smaller than the patch and filled up"
+        are = "is" if len(padded) == 1 else "are"
+        what = f"{counted(len(padded), 'volume')} {are} smaller than the patch"
+        what += " and filled up"
         why = "; ".join(padded[:4]) + (" …" if len(padded) > 4 else "")
         findings.warnings.append(Fault(what, "data.patch", why))
 
 
-_UNPLACED = "do not say how they lie in space"
+_UNPLACED = "no orientation in the header"
 
 
 def _look(
@@ -206,7 +212,7 @@ def read_checked(
         found = mismatch(volumes[0], volume, tolerance, "channels")
         if bad := int((~np.isfinite(volume.array)).sum()):
             share = bad / volume.array.size
-            what = f"values that are no numbers: {bad:,} voxels ({share:.1%})"
+            what = f"values that are no numbers: {bad:,} voxel{'s' * (bad != 1)} ({share:.1%})"
             fix = "fill them in, or leave the case out"
             found.append((what, "NaN or infinite", fix))
         elif volume.array.min() == volume.array.max():
@@ -252,6 +258,7 @@ def mismatch(
     if voxels <= tolerance:
         return []
     limit = f"data.tolerance is {tolerance:g} voxels"
+    far = f"{_plain(moved, 3)} mm ({_plain(voxels, 2)} voxels)"
     ours, theirs = image.spacing, other.spacing
     differ = [
         i
@@ -264,15 +271,14 @@ def mismatch(
             f"({abs(theirs[i] - ours[i]):.2g} mm apart)"
             for i in differ
         )
-        why = f"up to {moved:.3g} mm ({voxels:.2g} voxels) at a corner; {limit}"
+        why = f"up to {far} at a corner; {limit}"
         return [(f"{both} of different spacing: {listed}", why, fix)]
     axes = [_turns.aff2axcodes(volume.affine) for volume in (image, other)]
     names = ["".join(map(str, codes)) for codes in axes]
     why = limit
     if names[0] != names[1]:
         why = f"axes run to {names[0]} and {names[1]}; {limit}"
-    what = f"{both} of different affine: up to {moved:.3g} mm ({voxels:.2g} voxels)"
-    return [(f"{what} apart", why, fix)]
+    return [(f"{both} of different affine: up to {far} apart", why, fix)]
 
 
 def digest(volume: Volume) -> str:
@@ -301,58 +307,6 @@ def _of_file(case: Case, error: VolumeError, file: str = "") -> Fault:
     return Fault(error.what, where, error.why, error.fix)
 
 
-def _named(listing: Listing, settings: CaseSettings, findings: Findings) -> bool:
-    """Whether the classes have names; if nobody said, a fault that tells the values."""
-    if len(listing.labels) > MOST_CLASSES:
-        what = f"{len(listing.labels)} classes where at most {MOST_CLASSES} have room"
-        fix = "join some, or name those alone that you need: data.labels, data.values"
-        findings.fatal.append(Fault(what, "data.labels", fix=fix))
-        return False
-    if len(listing.labels) > 1:
-        return True
-    if any(case.above is not None for case in listing.cases):
-        listing.labels = {"background": 0, "foreground": 1}
-        return True
-    labelled = [case for case in listing.cases if case.labels][:3]
-    values: set[float] = set()
-    for case in labelled:
-        try:
-            values |= set(np.unique(reading.read_volume(case.labels[0]).array).tolist())
-        except VolumeError:
-            continue
-    shown_ = ", ".join(f"{value:g}" for value in sorted(values)[:12])
-    why = f"label files have the values {shown_}" if values else ""
-    fix = 'e.g. data.labels=["background","tumour"] for the values 0 and 1'
-    if not labelled:
-        what = "no case has a label"
-        fix = "put labels beside the volumes: folders images and labels, or case_label"
-        findings.fatal.append(Fault(what, settings.path, fix=fix))
-        return False
-    findings.fatal.append(Fault("the classes have no names", "data.labels", why, fix))
-    return False
-
-
-def _check_targets(listing: Listing, cases: Sequence[Case], findings: Findings) -> None:
-    """Every case has a class that is in the list."""
-    given = set(listing.labels)
-    found = sorted({case.target for case in cases if case.target is not None})
-    if not listing.labels:
-        listing.labels = {name: index for index, name in enumerate(found)}
-    for case in cases:
-        if case.target is None:
-            fix = "one folder for each class, or a column (data.label)"
-            findings.sample(*case.place, Fault("no class", case.where, fix=fix))
-        elif case.target not in listing.labels:
-            what = f"unknown class: {case.target!r}"
-            fix = nearest(case.target, given)
-            why = "data.labels does not have it"
-            findings.sample(*case.place, Fault(what, case.where, why, fix))
-    if len(set(found) & set(listing.labels)) == 1 and cases:
-        what = f"one class only: every case is {found[0]!r}"
-        why = "there is nothing to tell apart"
-        findings.fatal.append(Fault(what, "data.path", why, "give another class too"))
-
-
 def _check_modality(listing: Listing, findings: Findings) -> None:
     known = Counter(
         case.look.modality for case in listing.cases if case.look and case.look.modality
@@ -367,6 +321,25 @@ def _check_modality(listing: Listing, findings: Findings) -> None:
         what = f"DICOM headers speak of another modality than {listing.modality}"
         fix = "say which with data.modality, or take them apart"
         findings.warnings.append(Fault(what, "data.modality", counted, fix))
+
+
+def _plain(number: float, digits: int) -> str:
+    """Rounded to so many digits, whole from 100 on: ``3.5``, ``123``, ``1,234``."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.{digits}g}"
+
+
+def _shared(looked: Sequence[Sequence[Fault]]) -> Fault | None:
+    """What is wrong with every case alike, told once: the data is not at fault then,
+    but how it is read."""
+    kinds = {tuple(fault.what for fault in faults) for faults in looked}
+    if len(looked) < 2 or len(kinds) > 1 or [*map(len, kinds)] != [1]:
+        return None
+    first = looked[0][0]
+    if first.what == _UNPLACED:
+        return None
+    what = f"each of {len(looked)} cases: {first.what}"
+    why = "; ".join(filter(None, [first.why, f"e.g. {first.where}"]))
+    return Fault(what, "data.path", why, first.fix)
 
 
 def _or(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart_medical.paths import hidden, stem
+from headstart_medical.paths import counted, hidden, stem
 from headstart_medical.reading import MOST_VOXELS, Volume, VolumeError, by
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def read_series(folder: Path) -> Volume:
     ]
     if not images:
         what = "no DICOM images in this folder"
-        why = f"{len(sets)} DICOM files without pixels" if sets else ""
+        why = f"{counted(len(sets), 'DICOM file')} without pixels" if sets else ""
         raise VolumeError(what, why, "give the folder that holds the slices")
     _one_series(images)
     planes = [plane for path, data in images for plane in _planes(path, data)]
@@ -161,7 +161,7 @@ def _one_series(images: list[tuple[Path, Any]]) -> None:
     for path, data in images:
         series.setdefault(str(data.get("SeriesInstanceUID", "")), []).append(path.name)
     if len(series) > 1:
-        parts = [f"{len(names)} files such as {names[0]}" for names in series.values()]
+        parts = [f"{counted(len(n), 'file')} such as {n[0]}" for n in series.values()]
         raise VolumeError(
             f"{len(series)} DICOM series in one folder",
             "; ".join(parts[:5]) + (" …" if len(parts) > 5 else ""),
@@ -283,7 +283,7 @@ def _ordered(planes: list[_Slice]) -> tuple[list[_Slice], np.ndarray]:
         lost = sum(max(1, round(gaps[i] / usual) - 1) for i in wide)
         i = wide[0]
         raise VolumeError(
-            f"missing slices: {lost}, in {wide.size} gaps",
+            f"missing slices: {lost}, in {counted(wide.size, 'gap')}",
             f"{gaps[i]:.2f} mm from {planes[i].file} to {planes[i + 1].file}, "
             f"where slices are {usual:.2f} mm apart",
             "export the series again, with all its slices",

@@ -12,6 +12,11 @@ ENDINGS = (".nii.gz", ".nii", ".nrrd")
 NO_SUCH = "there is no such file or folder"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 case``, ``2 cases``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def shown(path: str | Path) -> str:
     """A path as people in the present folder write it."""
     here = Path.cwd()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart_medical.paths import ENDINGS, missing, stem
+from headstart_medical.paths import ENDINGS, counted, missing, stem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,14 +167,15 @@ def read_channels(paths: Sequence[Path], channels: int) -> list[Volume]:
         volume = read_volume(paths[0])
         if volume.array.ndim != 4 or volume.array.shape[-1] != channels:
             count = volume.array.shape[3] if volume.array.ndim == 4 else 1
-            what = f"{count} channel{'s' * (count != 1)} where {channels} are expected"
-            raise VolumeError(what, f"the shape is {by(volume.array.shape)}")
+            what = f"{counted(count, 'channel')} where {channels} are expected"
+            fix = "name in data.channels those alone that each case has"
+            raise VolumeError(what, f"the shape is {by(volume.array.shape)}", fix)
         return [
             Volume(array, volume.affine, volume.facts, volume.person)
             for array in np.moveaxis(volume.array, -1, 0)
         ]
     if len(paths) != channels:
-        raise VolumeError(f"{len(paths)} images where {channels} are expected")
+        raise VolumeError(f"{counted(len(paths), 'image')} where {channels} are expected")
     return [_three(read_volume(path), path) for path in paths]
 
 
@@ -202,7 +203,7 @@ def read_mask(
     """
     several = len(paths) > 1
     if (several or above is not None) and len(paths) != len(values) - 1:
-        what = f"{len(paths)} label files for {len(values)} classes"
+        what = f"{counted(len(paths), 'label file')} for {len(values)} classes"
         raise VolumeError(what, "there is one for each class but the background")
     volumes = [_three(read_volume(path), path) for path in paths]
     first = volumes[0]

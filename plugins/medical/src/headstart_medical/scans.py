@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from headstart_medical import augment
+from headstart_medical.classes import SLICE_CLASSES
 from headstart_medical.data import SPLITS, CaseModule, by
 from headstart_medical.grids import Grid, to_ras
 
@@ -203,7 +204,7 @@ class Scans(CaseModule):
 
     def _labels(self, listing: Listing) -> list[str]:
         if self.settings.slices and not self.settings.labels:
-            return ["without", "with"]
+            return [*SLICE_CLASSES]
         return list(self.settings.labels or listing.labels)
 
     def _volumes(self, split: Split) -> list[Sample]:

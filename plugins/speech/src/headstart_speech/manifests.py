@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from headstart.errors import Fault, nearest
 from headstart_speech.audio_faults import ENDINGS, exists, expanded, shown
 from headstart_speech.clips import Clip
+from headstart_speech.columns import COMMON_VOICE, columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-OPTIONAL = ("id", "speaker", "start", "end", "rate")
-COMMON_VOICE = {"audio": "path", "text": "sentence", "speaker": "client_id"}
-"""Columns of Mozilla Common Voice's TSV files."""
 
 
 @dataclass
@@ -68,7 +66,7 @@ def read_manifest(
     table = read_table(path, settings, findings)
     if table is None:
         return []
-    columns = _columns(table, settings, findings, common_voice=common_voice)
+    columns = columns_of(table, settings, findings, common_voice=common_voice)
     if columns is None:
         return []
     root = path.parent
@@ -249,48 +247,6 @@ def _width(table: Table, line: int, fields: Sequence[str]) -> Fault:
     )
 
 
-def _columns(
-    table: Table, settings: AudioSettings, findings: Findings, *, common_voice: bool
-) -> dict[str, str] | None:
-    """Column by role; ``None`` where one that is needed is missing."""
-    needed = {"audio": settings.audio}
-    labelled = settings.kind == "transcription"
-    if labelled:
-        needed["text"] = getattr(settings, "text")  # noqa: B009
-    if common_voice:
-        needed = {role: COMMON_VOICE[role] for role in needed}
-    chosen = {role: getattr(settings, role) for role in OPTIONAL}
-    if common_voice and not chosen["speaker"]:
-        chosen["speaker"] = COMMON_VOICE["speaker"]
-    needed |= {role: name for role, name in chosen.items() if name}
-    if not table.header:
-        return None
-    faults = [
-        fault for role, name in needed.items() for fault in _missing(table, role, name)
-    ]
-    findings.fatal.extend(faults)
-    if faults:
-        return None
-    found = {r: r for r in OPTIONAL if not chosen[r] and table.header.count(r) == 1}
-    return found | needed
-
-
-def _missing(table: Table, role: str, name: str) -> list[Fault]:
-    where = f"{table.file}, header"
-    if table.header.count(name) > 1:
-        fix = f"rename one, and say which with data.{role}"
-        return [Fault(f"column {name!r} is there more than once", where, fix=fix)]
-    if name in table.header:
-        return []
-    columns = ", ".join(map(repr, table.header[:20]))
-    near = nearest(name, table.header)
-    fix = f"say which column it is with data.{role}"
-    if near.startswith("did"):
-        fix = f"{near} Then set data.{role}"
-    what = f"there is no column {name!r} (data.{role})"
-    return [Fault(what, where, f"its columns are {columns}", fix)]
-
-
 def _clip(
     table: Table,
     line: int,
@@ -323,8 +279,10 @@ def _clip(
             faults.append(Fault(what, place, fix=fix))
     numbers = {
         role: _number(values.get(role), role, columns.get(role, ""), place, faults)
-        for role in ("start", "end", "rate")
+        for role in ("start", "end", "duration", "rate")
     }
+    if numbers["duration"] is not None:
+        numbers["end"] = (numbers["start"] or 0.0) + numbers["duration"]
     faults += _interval(numbers["start"], numbers["end"], place)
     identity = _text(values["id"]) if "id" in values else ""
     if identity and identity in seen:
