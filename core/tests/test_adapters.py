@@ -143,6 +143,20 @@ def test_a_misspelt_target_names_the_nearest(
     assert re.search(message, str(caught.value), re.DOTALL)
 
 
+def test_a_backbone_of_convolutions_names_other_strategies() -> None:
+    class Convolution(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+    backbone = Backbone({"stem": Convolution()}, features=[], upstream={"stages.": ""})
+    with pytest.raises(UserError) as caught:
+        adapters.attach(backbone, LoraSettings())
+    (fault,) = caught.value.faults
+    assert fault.what == "these stages have only convolutions"
+    assert 'strategy.name="layer-retraining"' in fault.fix
+
+
 # Arithmetic
 
 

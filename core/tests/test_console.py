@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from headstart.callbacks import Callback
-from headstart.console import RunConsole, Screen, Transfers, cost_lines, show_result
+from headstart.console import (
+    RunConsole,
+    Screen,
+    Transfers,
+    cost_lines,
+    show_faults,
+    show_result,
+)
+from headstart.errors import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,6 +176,33 @@ def test_long_validation_line_keeps_names_with_their_numbers(
 def test_run_console_watches_everything_that_happens() -> None:
     hooks = {name for name in vars(Callback) if name.startswith("on_")}
     assert hooks <= set(vars(RunConsole))
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_what_wraps_hangs_under_its_line(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("COMPATIBLE", "1"), ("INTERACTIVE", "0")):
+        monkeypatch.setenv(f"TTY_{name}", value)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    fault = Fault("what [it] is, " * 10, "a.csv:3", "because, " * 20, "mend it, " * 20)
+    show_faults(Screen(), [fault])
+    RunConsole().on_message(f"warning: {fault}")
+    told, message = (
+        re.sub(r"\x1b\[[0-9;]*m", "", text) for text in capsys.readouterr()
+    )
+    lines = told.splitlines()
+    assert message.splitlines() == lines
+    assert max(map(len, lines)) <= columns
+    starts = [line for line in lines if not line.startswith("    ")]
+    assert starts[0].startswith("warning: a.csv:3: what [it] is")
+    assert [line[:6] for line in starts if line.startswith("  ")][-2:] == [
+        "  why:",
+        "  fix:",
+    ]
+    # Only the first line is at the edge, and no word is lost.
+    assert [line for line in lines if not line.startswith("  ")] == lines[:1]
+    assert " ".join(told.split()) == " ".join(f"warning: {fault}".split())
 
 
 def test_transfers_are_silent_until_something_is_fetched(

@@ -32,14 +32,26 @@ main()
 ENDLESS = ("train.epochs=1000000", "train.log_every=1", "train.evaluate_every=50000")
 
 
-def headstart(*arguments: str) -> subprocess.Popen[str]:
+SLOW = """
+import time
+from headstart.model import Model
+
+prefix = Model.prefix
+Model.prefix = lambda *given: time.sleep(0.05) or prefix(*given)
+"""
+STOPPING = "stopping after this step; again to stop at once"
+
+
+def headstart(
+    *arguments: str, driver: str = DRIVER, **environment: str
+) -> subprocess.Popen[str]:
     """The command line, with the toy plugin, in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, *arguments],
+        [sys.executable, "-c", driver, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 
@@ -74,6 +86,7 @@ def test_an_interrupted_run_says_so_and_can_be_opened(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert "Traceback" not in output
+    assert output.count(STOPPING) == 1
     done = Run(folder)
     steps = done.summary["steps"]
     assert done.summary["status"] == "interrupted"
@@ -85,6 +98,54 @@ def test_an_interrupted_run_says_so_and_can_be_opened(
     assert (last["event"], last["step"]) == ("checkpoint", steps)
     assert "interrupted" in (folder / "report.html").read_text()
     assert len(done.predict(["0.1,0.2", "3,3"])) == 2
+
+
+@pytest.fixture
+def filling(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A run that fills a cache, for some minutes if it is let."""
+    folder, cache = tmp_path / "run", tmp_path / "cache"
+    slow = ("data.count=40000", "train.batch_size=8", "train.evaluate_every=9")
+    frozen = ("strategy.name=feature-extraction", "cache.mode=on", "cache.views=0")
+    process = headstart(
+        *("run", "toy/ring", "--folder", str(folder), *slow, *frozen),
+        driver=SLOW + DRIVER,
+        HEADSTART_CACHE=str(cache),
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(cache.glob("prefix/.*.partial/*")):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "no cache was begun"
+            time.sleep(0.05)
+        yield process, folder
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+
+
+def test_a_run_is_interrupted_while_it_fills_a_cache(
+    filling: tuple[subprocess.Popen[str], Path], registry: Registry
+) -> None:
+    process, folder = filling
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert output.count(STOPPING) == 1
+    assert "stopped before it was whole, nothing of it is kept" in output
+    # Neither the cache of train nor, after it, that of validation.
+    left = [path.suffix for path in (folder.parent / "cache/prefix").iterdir()]
+    assert left == [".lock"]
+    summary = Run(folder).summary
+    assert (summary["status"], summary["steps"]) == ("interrupted", 0)
+    checkpoint, _ = newest_checkpoint(folder / "checkpoints")
+    assert checkpoint.step == 0
+    again = headstart("resume", str(folder), "train.epochs=0.001", "cache.mode=off")
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert Run(folder).summary["status"] == "done"
 
 
 def test_a_killed_run_still_has_a_report(

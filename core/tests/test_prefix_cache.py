@@ -435,6 +435,7 @@ def choose(
         split: Any = "train",
         seed: int = 0,
         total: float | None = None,
+        asked: Callable[[], bool] = lambda: False,
         **settings: Any,
     ) -> SimpleNamespace:
         overrides = {"data.count": 60, **(data or {})}
@@ -457,10 +458,11 @@ def choose(
             seed=seed,
             tell=told.append,
             world=World(),
+            asked=asked,
         )
         cache = caches.choose(split, passes)
         assert assembly.model.training and assembly.model.head.training
-        return SimpleNamespace(cache=cache, told=told[-1], all=told)
+        return SimpleNamespace(cache=cache, told=told[-1] if told else "", all=told)
 
     return build
 
@@ -480,12 +482,34 @@ def test_auto_is_off_where_it_would_not_pay(
     tiny = choose(passes=3, change=slow)
     assert tiny.cache is None
     assert "(train): off, 0.0 MiB, saves about 0.1 of 0.1 s" in tiny.told
-    once = choose(passes=1, change=slow)
-    assert once.cache is None and "off, training runs over train 1 times" in once.told
-    views = choose(passes=3, change=slow, data={"data.noise": 0.1}, views=3)
-    assert views.cache is None and "making it 3" in views.told
+    start = (
+        "prefix cache (train): off, from this freeze point, training runs over train "
+    )
+    for passes, words in ((2 / 3, "less than once"), (1, "once")):
+        few = choose(passes=passes, change=slow)
+        assert few.cache is None
+        assert few.told == f"{start}{words}, filling it does so once"
+    views = choose(passes=2.5, change=slow, data={"data.noise": 0.1}, views=3)
+    assert views.cache is None
+    assert views.told == f"{start}2.5 times, filling it does so 3 times"
     assert not list(caches_root().glob(f"*/{INDEX}"))
     assert choose(passes=1, mode="on").cache is not None
+
+
+def test_who_asks_to_stop_is_heard_between_two_batches(
+    choose: Callable[..., SimpleNamespace],
+) -> None:
+    # 36 samples by 16: two of three batches are written when somebody asks.
+    answers = iter([False, False, False, True])
+    done = choose(mode="on", asked=lambda: next(answers))
+    assert done.cache is None and next(answers, None) is None
+    assert done.told == (
+        "prefix cache (train): stopped before it was whole, nothing of it is kept"
+    )
+    left = [path for path in caches_root().iterdir() if path.suffix != ".lock"]
+    assert left == []
+    assert choose(mode="on", asked=lambda: True).cache is None
+    assert choose(mode="on").cache is not None
 
 
 def test_a_slow_disk_is_part_of_the_bargain(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import tomli_w
-from pydantic import Field
+from pydantic import BaseModel, Field, ValidationError
 
-from headstart.errors import HeadstartError, PluginError, UserError
+from headstart.errors import Fault, HeadstartError, PluginError, UserError
+from headstart.explain import setting_faults
 from headstart.hookspecs import HOOK_API, hookimpl
 from headstart.plugins import PluginInfo, Registry
 from headstart.recipe import (
@@ -382,6 +383,49 @@ def test_wrong_value(toys: Any, pair: str, what: str, more: str) -> None:
         assert jargon not in text
 
 
+@pytest.mark.parametrize(
+    ("pair", "why", "fix"),
+    [
+        (
+            "train.batch_size=0",
+            "it is 0; batch_size: Samples per optimizer step.",
+            "give a whole number of 1 or more",
+        ),
+        ("train.epochs=many", "epochs: Passes", "give a number above 0"),
+        ("train.warmup=1.5", "warmup: Share", "give a number from 0 to 1"),
+        ("train.ema=1", "ema: Decay", "give a number of 0 or more and below 1"),
+        ("train.learning_rate=-1", "it is -1;", "give a number above 0 or 'auto'"),
+        ("strategy.lora.rank=0", "rank: Rank", "give a whole number of 1 or more"),
+        ("expect.metrics={accuracy=[1]}", "metrics: Range", "give 2 of them"),
+        # All that is allowed stands in what is wrong.
+        ("report.baselines=7", "it is 7; baselines: Set", ""),
+        ("data.bad=zzz", "bad: What to do", ""),
+    ],
+)
+def test_a_fix_says_what_is_allowed(toys: Any, pair: str, why: str, fix: str) -> None:
+    with pytest.raises(UserError) as error:
+        toys(pair)
+    [fault] = error.value.faults
+    assert why in fault.why
+    assert fault.fix == fix
+
+
+def test_a_missing_setting_says_what_it_takes() -> None:
+    class Model(BaseModel):
+        path: str = Field(description="A folder with ``WAV`` files.")
+        steps: int | None = Field(ge=0)
+
+    with pytest.raises(ValidationError) as error:
+        Model.model_validate({})
+    faults = setting_faults(error.value, Model, {}, lambda key: f"data.{key}", str)
+    assert faults == [
+        Fault(
+            "is missing", "data.path", "path: A folder with WAV files.", "give a text"
+        ),
+        Fault("is missing", "data.steps", "", "give a whole number"),
+    ]
+
+
 def test_the_deeper_branch_of_a_union_is_meant(others: Any) -> None:
     with pytest.raises(UserError) as error:
         others("data.bins={low = [0, x], high = 3}")
@@ -486,6 +530,17 @@ def test_misfit_says_what_would_fit(
     (fault,) = (fault for fault in error.value.faults if fault.what == what)
     assert (fault.why, fault.fix) == (why, fix)
     assert fault.where.endswith(".name")
+
+
+def test_a_head_of_another_domain_is_the_only_fault_told(known: Registry) -> None:
+    overrides = {"head.name": "other/masks", "metrics.names": ["accuracy", "loss5"]}
+    with pytest.raises(UserError) as error:
+        load_recipe("toy/ring", overrides, registry=known)
+    # Not: no metric 'other/accuracy', no metric 'other/loss5'.
+    assert {f.where for f in error.value.faults} <= {
+        "override head.name",
+        "toy/ring: data.name",
+    }
 
 
 def test_a_head_may_read_a_feature_by_name(known: Registry) -> None:

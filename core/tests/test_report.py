@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,7 +15,7 @@ import pytest
 from headstart.errors import UserError
 from headstart.report.page import read_run, write_report
 from headstart.report.parts import Figure, Section, Table
-from headstart.report.verdict import number, verdict
+from headstart.report.verdict import counted, number, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -605,6 +606,83 @@ def test_verdict_names_all_metrics_that_a_baseline_wins_in_one_sentence() -> Non
         "reaches 0.950, tf-idf reaches 0.500 and random weights reaches 0.600, this "
         "run 0.900, 0.400 and 0.200.",
     )
+
+
+def test_verdict_hides_no_winner_but_one_that_reads_the_same() -> None:
+    summary = {
+        "metrics": {"accuracy": 0.9, "brier": 0.25004},
+        "goals": {"accuracy": "max", "brier": "min"},
+        "baselines": [{"name": "majority", "metrics": {"brier": 0.24996}}],
+    }
+    assert verdict(summary, {}).warnings == ()
+    summary["baselines"] = [{"name": "majority", "metrics": {"brier": 0.2494}}]
+    assert "0.249, this run 0.250" in verdict(summary, {}).warnings[0]
+
+
+def test_verdict_of_one_group_says_why_there_is_no_interval(tmp_path: Path) -> None:
+    none = [-math.inf, math.inf]
+    summary = {
+        **SUMMARY,
+        "metrics": {"accuracy": 0.8},
+        "goals": {"accuracy": "max"},
+        "intervals": {"accuracy": none},
+        "groups": {"unit": "patient", "count": 1},
+        "baselines": [
+            {"name": "blank", "metrics": {"accuracy": 0.7}, "gains": {"accuracy": none}}
+        ],
+        "scratch": None,
+    }
+    found = verdict(summary, {})
+    assert found.answer == "unclear"
+    assert found.sentence == (
+        "Accuracy 0.800 on the test split, against 0.700 for the best baseline, blank "
+        "(gain +0.100, no interval: all test samples are of one patient). What other "
+        "patients would give cannot be said."
+    )
+    page = Page(write_report(write_run(tmp_path / "run", summary=summary)))
+    assert page.row("this run") == ["this run", "0.800 no interval", ""]
+    assert page.row("blank") == ["blank", "0.700", "+0.100 no interval"]
+    assert "No intervals: all test samples are of one patient" in page.words
+    assert "inf" not in page.words.replace("information", "")
+
+
+def test_groups_are_told_where_intervals_are(tmp_path: Path) -> None:
+    summary = {**SUMMARY, "groups": {"unit": "patient", "count": 12}}
+    page = Page(write_report(write_run(tmp_path / "run", summary=summary)))
+    assert "over the choice of the 12 test patients, with all samples" in page.words
+    close = {"accuracy": [-0.1, 0.2]}
+    row = {"name": "all", "metrics": {"accuracy": 0.85}, "gains": close}
+    found = verdict({**summary, "baselines": [row], "scratch": None}, {})
+    assert found.sentence.endswith("what the choice of test patients explains.")
+
+
+def test_a_warning_has_its_why_and_fix_on_lines_of_their_own(tmp_path: Path) -> None:
+    fault = "Dice 0.000\n  why: the class is <small>\n  fix: wait"
+    summary = {**SUMMARY, "diagnosis": [fault, "The loss rose."]}
+    html = write_report(write_run(tmp_path / "run", summary=summary)).read_text()
+    assert (
+        '<p class="warning">Dice 0.000<small>why: the class is &lt;small&gt;</small>'
+        "<small>fix: wait</small></p>"
+    ) in html
+    assert '<p class="warning">The loss rose.</p>' in html
+    assert ".verdict .warning small { display: block;" in html
+
+
+def test_wide_tables_wrap_their_headers_and_show_that_they_scroll(page: Page) -> None:
+    [rule] = re.findall(r"\.wide \{([^}]*overflow-x[^}]*)\}", page.html)
+    # Covers move with what is scrolled, shadows stay: the trick that needs no script.
+    assert rule.count(" local") == 2 and rule.count(" scroll") == 2
+    nowrap = re.findall(r"([^{}]*)\{[^}]*white-space: nowrap", page.html)
+    assert [selector.strip() for selector in nowrap] == ["td.number"]
+
+
+def test_one_is_not_in_the_plural(tmp_path: Path) -> None:
+    scratch = {"metrics": {"accuracy": 0.7}, "steps": 1}
+    summary = {**SUMMARY, "steps": 1, "epochs": 1.0, "scratch": scratch}
+    words = Page(write_report(write_run(tmp_path / "run", summary=summary))).words
+    assert "1 step, 1 epoch ·" in words
+    assert "same model from random weights, 1 step " in words
+    assert counted(1200, "step") == "1,200 steps"
 
 
 def test_verdict_missed_expectation() -> None:

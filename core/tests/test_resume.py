@@ -132,6 +132,31 @@ def test_a_killed_run_ends_with_the_same_bits(situation, tmp_path):
     assert resumed.summary["steps"] == whole.summary["steps"]
 
 
+def test_costs_are_those_of_the_whole_training(tmp_path):
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):
+        headstart.run("toy/ring", BASE, folder=folder, callbacks=[KillAt(5)])
+    log = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    # 2 batches of 16 and the short one of 8. As if they had taken a while.
+    [last] = [row for row in rows if row["event"] == "checkpoint"]
+    assert (last["step"], last["spent"]["count"]) == (3, 40)
+    assert 0 < last["spent"]["train_seconds"] < sum(last["spent"]["seconds"].values())
+    last["spent"]["seconds"]["loading"] += 1000
+    last["spent"]["train_seconds"] += 2000
+    last["spent"]["peak_memory_bytes"] = 10**15
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(Killed):
+        headstart.resume(folder, callbacks=[KillAt(11)])
+    summary = headstart.resume(folder).summary
+    assert 1000 < summary["time"]["loading"] < 1100
+    assert summary["time"]["total"] > 1000
+    # 3 epochs of the 120 samples to train on; the steps that were lost count once.
+    flow = summary["throughput"]["samples_per_second"]
+    assert 3 * 120 / flow == pytest.approx(2000, abs=100)
+    assert summary["peak_memory_bytes"] == 10**15
+
+
 def test_batches_by_total_go_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch):
     def sizes(self, split):
         return 3 + np.arange(len(self.samples(split)), dtype=np.int64) * 7 % 30

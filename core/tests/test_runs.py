@@ -49,7 +49,8 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 def without_time(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in r.items() if k != "time"} for r in records]
+    costs = ("time", "spent")
+    return [{k: v for k, v in r.items() if k not in costs} for r in records]
 
 
 @pytest.fixture(scope="module")

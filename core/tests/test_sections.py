@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose
 
 from headstart.errors import PluginError
 from headstart.report import plots, sections
+from headstart.report.intervals import gains, interval, intervals, mean_interval
 from headstart.report.parts import Evaluation
-from headstart.report.verdict import gains, interval, intervals, mean_interval
 from headstart.specs import MetricSpec
 
 LABELS = ["bad", "fair", "good"]

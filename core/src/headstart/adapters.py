@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from headstart.errors import Fault, UserError, nearest
 from headstart.weights.tensors import read_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
@@ -229,6 +230,10 @@ def _chosen(backbone: Backbone, settings: LoraSettings) -> list[str]:
         # Not its subclasses: some are read past by the module that they are in.
         if type(module) is nn.Linear or type(module).__name__ == "Conv1D"
     }
+    if not linear and not faults:
+        faults.append(
+            _no_linear_layer([m for n in stages for m in backbone.stages[n].modules()])
+        )
     chosen: set[str] = set()
     for target in settings.targets:
         found = {n for n in linear if _is(target, n, _upstream(backbone, n))}
@@ -239,13 +244,24 @@ def _chosen(backbone: Backbone, settings: LoraSettings) -> list[str]:
                 Fault(
                     f"no linear layer is called {target!r}",
                     where="strategy.lora.targets",
-                    why=f"there are {', '.join(endings) or 'none in these stages'}",
+                    why=f"there are {', '.join(endings)}",
                     fix=nearest(target, [*endings, ALL_LINEAR]),
                 )
             )
     if faults:
         raise UserError(*faults)
     return [name for name, _ in backbone.named_modules() if name in chosen]
+
+
+def _no_linear_layer(modules: Sequence[nn.Module]) -> Fault:
+    convolve = any(isinstance(module, _ConvNd) for module in modules)
+    return Fault(
+        f"these stages have {'only convolutions' if convolve else 'no linear layer'}",
+        where="strategy.lora",
+        why="adapters go beside linear layers",
+        fix='train with strategy.name="layer-retraining", "gradual" or "global", or name '
+        "stages with linear layers in strategy.lora.stages",
+    )
 
 
 def _is(target: str, ours: str, upstream: str) -> bool:

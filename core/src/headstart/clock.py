@@ -35,6 +35,11 @@ class Clock:
         self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
         self._last = now
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count what was spent elsewhere, by phase."""
+        for phase, spent in seconds.items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + spent
+
     def seconds(self) -> dict[str, float]:
         """Seconds by phase so far; on a GPU this waits for the device."""
         if self._cuda and len(self._events) > 1:

@@ -17,10 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from headstart.callbacks import Callback, Record
-from headstart.listing import UNWRAPPED, format_rows
-from headstart.report.verdict import number, verdict
+from headstart.listing import UNWRAPPED, format_rows, wrapped
+from headstart.report.verdict import counted, number, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -55,7 +56,12 @@ class Screen(Console):
         return self.width if self.is_terminal else UNWRAPPED
 
     def say(self, text: str = "", style: str = "") -> None:
-        self.print(text, style=style, soft_wrap=not self.is_terminal)
+        """Markup; on a terminal, what of a line wraps hangs under its beginning."""
+        shown = Text.from_markup(text, style=style)
+        if self.is_terminal:
+            lines = [hung(line, self.width) for line in shown.split("\n")]
+            shown = Text("\n").join(lines)
+        self.print(shown, soft_wrap=True)
 
     def say_rows(self, rows: Iterable[tuple[str, str]]) -> None:
         """Labels and texts in two columns."""
@@ -68,6 +74,18 @@ class Screen(Console):
         if self.ends_quietly:
             raise BrokenPipeError
         self.quiet = True
+
+
+def hung(line: Text, width: int) -> Text:
+    """A line wrapped as :func:`headstart.listing.wrapped` does it, styles kept."""
+    pieces, start = [], 0
+    for piece in wrapped(line.plain, width).split("\n"):
+        words = piece.strip()
+        start = line.plain.index(words, start)
+        indent = " " * (len(piece) - len(piece.lstrip()))
+        pieces.append(Text(indent) + line[start : start + len(words)])
+        start += len(words)
+    return Text("\n").join(pieces)
 
 
 class Transfers:
@@ -188,7 +206,7 @@ class RunConsole(Callback):
                 ("data", _splits(assembly.data.describe())),
                 (
                     "train",
-                    f"{recipe.strategy.name}, {total_steps} steps of "
+                    f"{recipe.strategy.name}, {counted(total_steps, 'step')} of "
                     f"{_batch(recipe, assembly.data)} on {execution.device} in "
                     f"{'bf16' if execution.bf16 else 'fp32'}",
                 ),
@@ -197,9 +215,10 @@ class RunConsole(Callback):
         findings = assembly.data.findings
         show_faults(self.screen, findings.warnings)
         if findings.left_out:
+            bad = counted(len(findings.left_out), "fault")
             self.screen.say(
-                f"[yellow]warning:[/yellow] {len(findings.left_out)} bad samples are "
-                "left out; data.json names them"
+                f"[yellow]warning:[/yellow] bad samples are left out ({bad}); "
+                "data.json names them"
             )
 
     def on_start(self, total_steps: int, start_step: int) -> None:
@@ -266,7 +285,7 @@ def check_data(recipe: Recipe, registry: Registry) -> None:
         if name not in SPLITS and not _is_table(value)
     ]
     batch = _batch(recipe, assembly.data)
-    rows.append(("train", f"{plan.total:,} steps of {batch}"))
+    rows.append(("train", f"{counted(plan.total, 'step')} of {batch}"))
     screen.say_rows(rows)
     for name, value in described.items():
         if _is_table(value):

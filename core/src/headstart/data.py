@@ -156,6 +156,8 @@ class DataModule(ABC):
     """What sizes are told in, e.g. ``tokens`` or ``seconds``."""
     size_steps: int = 1
     """How many of what :meth:`sizes` counts are one of it: 16,000 a second."""
+    group_unit: str = "group"
+    """What :meth:`groups` tells apart, e.g. ``patient``."""
 
     @abstractmethod
     def load(self) -> None:
@@ -204,6 +206,16 @@ class DataModule(ABC):
 
     def sizes(self, split: Split) -> np.ndarray | None:
         """Size of each sample (tokens, frames, pixels), int64; ``None``: all equal."""
+        return None
+
+    def groups(self, split: Split) -> Sequence[str] | None:
+        """Whose each sample is, where some belong together: those of one patient.
+
+        Results are alike within a group, so that intervals are taken over groups.
+
+        Returns:
+            A name for each sample, in their order; ``None``: each is by itself.
+        """
         return None
 
     def in_steps(self, total: float | None) -> int | None:

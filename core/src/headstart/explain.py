@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pydantic import BaseModel, ValidationError
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
 _BOUNDS = {
@@ -21,6 +22,13 @@ _BOUNDS = {
     "less_than": ("below", "lt"),
     "less_than_equal": ("at most", "le"),
 }
+_RANGES = {
+    "gt": "above {:g}",
+    "ge": "of {:g} or more",
+    "lt": "below {:g}",
+    "le": "of {:g} or less",
+}
+_NUMBERS = ("int", "float", "finite")
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -129,27 +137,36 @@ def _fault(
     if "extra_forbidden" in kinds:
         return Fault("unknown key", where(path), fix=hint(path))
     if "missing" in kinds:
-        short = isinstance(details[0]["loc"][-1], int)
-        what = "has too few values" if short else "is missing"
-        return Fault(what, where(path), fix=_about(model, path))
+        last, about = details[-1]["loc"][-1], _about(model, path)
+        if isinstance(last, int):
+            what, fix = "has too few values", f"give {last + 1} of them"
+            return Fault(what, where(path), about, fix)
+        return Fault("is missing", where(path), about, _give(_kinds(model, path)))
     given = details[0]["input"]
     choices = [c for detail in details for c in _choices(detail)]
     wanted = list(dict.fromkeys(filter(None, map(_wanted, details))))
+    limits = _limits(_field(model, path)[1])
+    allowed = [text for detail in details if (text := _allowed(detail, limits))]
     if choices:
-        wanted.append(("one of " if len(choices) > 1 else "") + ", ".join(choices))
+        listed = ("one of " if len(choices) > 1 else "") + ", ".join(choices)
+        wanted.append(listed)
+        allowed.append(listed)
     if not wanted:
         what = details[0]["msg"].removeprefix("Value error, ")
         what = what[:1].lower() + what[1:]
     else:
         what = f"must be {' or '.join(wanted)}"
     meant = closest(given, [c.strip("'") for c in choices]) if _is_text(given) else None
-    fix = f"did you mean {meant!r}?" if meant else _about(model, path)
+    # What is all that is allowed needs no saying twice.
+    fix = _give(allowed) if allowed != wanted else ""
+    fix = f"did you mean {meant!r}?" if meant else fix
     if kinds & {"tuple_type", "list_type"} and isinstance(given, str | int | float):
         one = [shown(given)]
         parts = given.split(",") if isinstance(given, str) else ()
         values = ", ".join([shown(part.strip()) for part in parts] or one)
         fix = f"write {path.rpartition('.')[2]} = [{values}]"
-    return Fault(what, where(path), f"it is {shown(given)}" if path else "", fix)
+    why = (f"it is {shown(given)}" if path else "", _about(model, path))
+    return Fault(what, where(path), "; ".join(filter(None, why)), fix)
 
 
 def _wanted(detail: ErrorDetails) -> str:
@@ -164,6 +181,43 @@ def _wanted(detail: ErrorDetails) -> str:
     return _KINDS.get(kind.partition("_")[0], "")
 
 
+def _allowed(detail: ErrorDetails, limits: Mapping[str, float]) -> str:
+    """What a value may be, to follow 'give': of a number, also how large."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind in _BOUNDS:
+        key = _BOUNDS[kind][1]
+        whole = isinstance(context[key], int)
+        noun, limits = "a whole number" if whole else "a number", {**context, **limits}
+    elif kind.partition("_")[0] in _NUMBERS:
+        noun = _KINDS[kind.partition("_")[0]]
+    else:
+        return _wanted(detail)
+    if {"ge", "le"} <= limits.keys():
+        return f"{noun} from {limits['ge']:g} to {limits['le']:g}"
+    ranges = [text.format(limits[k]) for k, text in _RANGES.items() if k in limits]
+    return " ".join([noun, *filter(None, [" and ".join(ranges)])])
+
+
+def _limits(field: FieldInfo | None) -> dict[str, float]:
+    """How large the number of a setting may be: ``{"ge": 0}``."""
+    metadata = field.metadata if field else ()
+    return {k: getattr(m, k) for m in metadata for k in _RANGES if hasattr(m, k)}
+
+
+def _kinds(model: type[BaseModel], path: str) -> list[str]:
+    """What a setting may be, by its types; those that are not known are left out."""
+    field = _field(model, path)[1]
+    kinds = _flat(field.annotation) if field else ()
+    names = {"str": "string", "Path": "string"}
+    found = [getattr(get_origin(kind) or kind, "__name__", "") for kind in kinds]
+    known = {_KINDS.get(names.get(name, name), "") for name in found}
+    return sorted(known - {""})
+
+
+def _give(allowed: Sequence[str]) -> str:
+    return f"give {' or '.join(dict.fromkeys(allowed))}" if allowed else ""
+
+
 def _choices(detail: ErrorDetails) -> list[str]:
     if detail["type"] not in ("literal_error", "enum"):
         return []
@@ -175,11 +229,22 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _field(model: type[BaseModel], path: str) -> tuple[str, FieldInfo | None]:
+    """The last setting along a dotted key that a model names, and its key."""
+    found: tuple[str, FieldInfo | None] = ("", None)
+    fields: Mapping[str, FieldInfo] = model.model_fields
+    for key in path.split("."):
+        if key not in fields:
+            break
+        found = (key, fields[key])
+        kinds = _flat(fields[key].annotation)
+        inner = [getattr(kind, "model_fields", {}) for kind in kinds]
+        fields = {name: field for each in inner for name, field in each.items()}
+    return found
+
+
 def _about(model: type[BaseModel], path: str) -> str:
     """What the setting is, from its documentation."""
-    key = path.partition(".")[0]
-    field = model.model_fields.get(key)
-    about = (
-        " ".join((field.description or "").replace("``", "").split()) if field else ""
-    )
-    return f"{key}: {about}" if about else ""
+    key, field = _field(model, path)
+    about = (field.description or "").replace("``", "").split() if field else ()
+    return f"{key}: {' '.join(about)}" if about else ""

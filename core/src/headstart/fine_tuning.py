@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from headstart.errors import Fault, HeadstartError, UserError
 from headstart.plugins import load_plugins
 from headstart.recipe import build_recipe, load_recipe, read_recipe
+from headstart.report.verdict import counted
 from headstart.runs import Run
 from headstart.specs import short_name
 
@@ -184,8 +185,8 @@ def resume(
     ranks = environment.get("ranks", 1)
     if ranks != world.size:
         messages.append(
-            f"trained on {ranks} ranks before, now on {world.size}: the order of "
-            "samples is the same, the numbers agree to rounding only"
+            f"trained on {counted(ranks, 'rank')} before, now on {world.size}: the "
+            "order of samples is the same, the numbers agree to rounding only"
         )
     parts = start.checkpoint.state()["accumulate"] if start.checkpoint else 0
     if 0 < parts < checked.train.accumulate:
@@ -267,7 +268,7 @@ def _train(
     from headstart.assembly import complete_transfer
     from headstart.checkpoint import open_checkpoint
     from headstart.clock import Clock
-    from headstart.costs import costs
+    from headstart.costs import costs, go_on_counting
     from headstart.distributed import load_whole
     from headstart.judgement import judge, judge_untouched
     from headstart.probe import write_probe
@@ -297,14 +298,17 @@ def _train(
         world,
         start.checkpoint,
     )
+    peak = 0
+    if world.main and start.checkpoint is not None:
+        peak = go_on_counting(folder / "metrics.jsonl", trainer)
     memory = _estimate_memory(trainer, watchers)
     clock.lap("setup")
     status = trainer.fit()
     if recipe.report.scratch_control and status != "interrupted":
         for watcher in watchers:
             watcher.on_message(
-                f"scratch control: {plan.total} steps of the same model from random "
-                "weights come after the test (report.scratch_control = false: none)"
+                f"scratch control: after the test, {counted(plan.total, 'step')} of the "
+                "same model from random weights (report.scratch_control = false: none)"
             )
     watchers.end()
     progress = trainer.progress
@@ -333,7 +337,9 @@ def _train(
         load_whole(assembly.model, checkpoint.kept_model())
         summary |= judge(recipe, assembly, plan, clock, folder, world)
     device, data = assembly.execution.device, assembly.data
-    return summary | costs(clock, trainer.batches, trainer.train_seconds, data, device)
+    return summary | costs(
+        clock, trainer.batches, trainer.train_seconds, data, device, peak
+    )
 
 
 def _estimate_memory(trainer: Trainer, watchers: Watchers) -> dict[str, Any]:
@@ -400,8 +406,9 @@ def _changes_of_schedule(
     if after.train.schedule == "constant" and len(plan.changes) == 1:
         return []
     return [
-        f"the run now has {plan.total} steps: from step {start.checkpoint.step} on the "
-        "schedule is that of the longer run, before it was not"
+        f"the run now has {counted(plan.total, 'step')}: from step "
+        f"{start.checkpoint.step} on the schedule is that of the longer run, before it "
+        "was not"
     ]
 
 

@@ -19,7 +19,6 @@ def fit_faults(
     head: HeadSpec | None,
     data: DataSpec | None,
     kind: str,
-    metrics: Sequence[MetricSpec],
     registry: Registry,
 ) -> list[Fault]:
     """Pieces that do not fit each other, and which would.
@@ -37,9 +36,6 @@ def fit_faults(
         faults += _targets(head, data, registry)
     if head and kind:
         faults += _kind(head, kind, registry)
-        if not faults:
-            # A head for other data brings metrics of other data.
-            faults += _measures(metrics, kind, registry)
     return faults
 
 
@@ -108,9 +104,10 @@ def _kind(head: HeadSpec, kind: str, registry: Registry) -> Iterator[Fault]:
     )
 
 
-def _measures(
+def metric_faults(
     metrics: Sequence[MetricSpec], kind: str, registry: Registry
 ) -> Iterator[Fault]:
+    """Metrics that do not measure this kind of data, and which would."""
     for metric in metrics:
         if kind in metric.kinds:
             continue

@@ -14,8 +14,9 @@ from headstart.evaluate import MetricSet, evaluate, measure
 from headstart.heads import Head
 from headstart.model import Model
 from headstart.probe import as_arrays, read_probe, read_untouched, write_untouched
+from headstart.report.intervals import gains, group_count, intervals, scores_by_sample
 from headstart.report.parts import Evaluation
-from headstart.report.verdict import UNTOUCHED, gains, intervals, scores_by_sample
+from headstart.report.verdict import UNTOUCHED
 from headstart.run_folder import CALIBRATION, write_json
 from headstart.settings import StrategySettings
 from headstart.specs import resolve, short_name
@@ -93,8 +94,8 @@ def judge(
     ``sections.json``, the parts of the report that only this task has.
 
     Returns:
-        ``metrics``, ``intervals``, ``diagnosis``, ``baselines`` and ``scratch`` for the
-        summary.
+        ``metrics``, ``intervals``, ``groups``, ``diagnosis``, ``baselines`` and
+        ``scratch`` for the summary.
     """
     head = assembly.model.head
     _calibrate(recipe, assembly, world)
@@ -138,6 +139,7 @@ def judge(
     return {
         "metrics": ours.metrics,
         "intervals": intervals(ours),
+        "groups": group_count(ours, assembly.data.group_unit),
         "diagnosis": [str(fault) for fault in head.diagnose(ours.metrics)],
         "baselines": baselines,
         "scratch": scratch,
@@ -200,6 +202,7 @@ def _evaluation(
         rows=recipe.report.samples,
         scores=scores,
         specs={short_name(spec.name): spec for spec in recipe.metric_specs},
+        groups=data.groups(split),
     )
 
 

@@ -47,6 +47,8 @@ def wrapped(text: str, width: int) -> str:
             subsequent_indent=" " * (len(line) - len(line.lstrip()) + 2),
             break_long_words=False,
             break_on_hyphens=False,
+            expand_tabs=False,
+            replace_whitespace=False,
         )
         for line in text.splitlines()
     )

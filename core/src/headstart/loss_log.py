@@ -60,7 +60,7 @@ def too_many_bad_steps(
 ) -> HeadstartError:
     """Names the batch of the last bad step, and the checkpoint to go back to."""
     return HeadstartError(
-        f"{count} steps had a loss or gradient that is not finite",
+        f"{count} step{'s' * (count != 1)} had a loss or gradient that is not finite",
         where=f"step {step + 1}, samples {', '.join(samples)}",
         why="the numbers ran away; those steps were left out, yet they come again",
         fix="look at these samples, lower train.learning_rate, or keep train.clip on; "

@@ -290,8 +290,8 @@ class PrefixCaches:
             few = "less than once" if passes < 1 else _times(passes)
             return Estimate(
                 False,
-                f"it is read {few} at this freeze point, filling it takes running over "
-                f"{split} {_times(views)}",
+                f"from this freeze point, training runs over {split} {few}, filling it "
+                f"does so {_times(views)}",
             )
         reading = total / views / self._reading_rate(total)
         saved = once * (passes - views) - reading * passes - total / WRITING

@@ -24,7 +24,7 @@ from headstart.errors import (
     nearest,
 )
 from headstart.explain import number_faults, setting_faults, types_of
-from headstart.fit import fit_faults
+from headstart.fit import fit_faults, metric_faults
 from headstart.reading import Overrides, parse_overrides, read_recipe
 from headstart.settings import (
     BackboneSettings,
@@ -207,15 +207,16 @@ def build_recipe(
         if (section in CORE_SECTIONS or section in specs)
         and (checked := _validate(model, merged[section], section, models, faults))
     }
-    metric_specs = _metrics(settings, specs, registry, faults)
-    for fault in fit_faults(
-        specs.get("backbone"),
-        specs.get("head"),
-        specs.get("data"),
-        _kind(merged["data"], models["data"], settings.get("data")),
-        metric_specs,
-        registry,
-    ):
+    backbone_spec, head, data = (specs.get(section) for section in PLUGIN_SECTIONS)
+    kind = _kind(merged["data"], models["data"], settings.get("data"))
+    misfits = fit_faults(backbone_spec, head, data, kind, registry)
+    metric_specs: tuple[MetricSpec, ...] = ()
+    # Short names mean the head's metrics: of another domain's they say nothing.
+    if not misfits or not head or not data or _plugin(head) == _plugin(data):
+        metric_specs = _metrics(settings, specs, registry, faults)
+    if kind and not misfits:
+        misfits += metric_faults(metric_specs, kind, registry)
+    for fault in misfits:
         faults.found.append(replace(fault, where=faults.where(fault.where)))
     strategy = cast("StrategySettings | None", settings.get("strategy"))
     told = {o.split(".")[1] for o in overrides if o.startswith("strategy.")}
@@ -240,6 +241,10 @@ def build_recipe(
         **{f"{section}_spec": spec for section, spec in specs.items()},
         metric_specs=metric_specs,
     )
+
+
+def _plugin(spec: HeadSpec | DataSpec) -> str:
+    return spec.name.partition("/")[0]
 
 
 def _left_behind(
@@ -426,7 +431,7 @@ def _metrics(
     head: HeadSpec | None = specs.get("head")
     if head is None or wanted is None:
         return ()
-    plugin = head.name.partition("/")[0]
+    plugin = _plugin(head)
     asked = wanted.names or head.metrics
     found = []
     for name in asked:

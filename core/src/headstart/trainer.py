@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from headstart.batch_norm import explained
 from headstart.batches import BatchParts
+from headstart.costs import spent
 from headstart.distributed import World, replicate, shard
 from headstart.interruption import Interruption
 from headstart.keeping import Keeper
@@ -208,6 +209,8 @@ class Trainer:
                     self._validate()
                     began = time.perf_counter()
                 elif train.checkpoint_every and step % train.checkpoint_every == 0:
+                    now = time.perf_counter()
+                    self.train_seconds, began = self.train_seconds + now - began, now
                     self.save()
                 self._heed_interruption(logs)
                 if last or self._stop or self.plan.changes_at(step):
@@ -397,7 +400,8 @@ class Trainer:
         self.clock.lap("optimizer")
         self.keeper.save(self.progress, best)
         self.clock.lap("checkpoint")
-        self._record("checkpoint", {"path": self.keeper.last, "best": best})
+        values = {"path": self.keeper.last, "best": best, "spent": spent(self)}
+        self._record("checkpoint", values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was written."""

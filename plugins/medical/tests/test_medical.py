@@ -23,6 +23,7 @@ from headstart.callbacks import Callback
 from headstart.checkpoint import open_checkpoint
 from headstart.cli import commands
 from headstart.errors import DataError
+from headstart_medical.reading import read_volume
 from headstart_medical.tiny import (
     PATCH,
     SIDES,
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 
 # Nobody else's bytes look like these by chance.
 NAME, NUMBER, BORN = "Quxfeldt^Wilhelmina", "HOSPITAL-4711-0815", "19310229"
-SECRETS = ("quxfeldt", "wilhelmina", "hospital-4711", BORN)
+SERIES = "1.2.826.0.1.99887766"
+SECRETS = ("quxfeldt", "wilhelmina", "hospital-4711", BORN, SERIES)
 GEOMETRY = ("spacing", "patch", "patches_per_case", "margin", "block")
 QUICK = {
     "backbone.weights": "none",
@@ -246,8 +248,7 @@ def write_series(folder: Path, values: np.ndarray, affine: np.ndarray) -> None:
         data.file_meta = FileMetaDataset()
         data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         data.SOPClassUID = pydicom.uid.MRImageStorage
-        series = "1.2.3.4"
-        data.SOPInstanceUID, data.SeriesInstanceUID = f"{series}.{k + 1}", series
+        data.SOPInstanceUID, data.SeriesInstanceUID = f"{SERIES}.{k + 1}", SERIES
         data.Modality, data.InstanceNumber = "MR", k + 1
         data.PatientName, data.PatientID = NAME, f"{NUMBER}-{folder.parent.name}"
         data.PatientBirthDate, data.ReferringPhysicianName = BORN, NAME
@@ -413,7 +414,7 @@ def test_folds_of_a_decathlon_set_with_deep_supervision(
     assert len(heads) == 2
     page = (run.folder / "report.html").read_text("utf-8")
     # It is not even there, which does not matter.
-    assert "1 cases of its test list have no label" in page
+    assert "not used: 1 case of its test list" in page
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(
@@ -634,6 +635,9 @@ def test_no_patient_of_a_dicom_header_is_ever_told(
         result = command("predict", folder, *scans, tmp_path / "scan.nii.gz", *ways)
         assert result.exit_code == 0, told(result)
         screen += told(result)
+    # Nor what is made of an id to tell patients apart.
+    secrets = (*SECRETS, *(read_volume(scan).person for scan in scans))
+    assert all(secrets)
     # What is wrong with a series is told without saying whose it is.
     (scans[1] / "003.dcm").unlink()
     (scans[0] / "002.dcm").write_bytes((scans[0] / "002.dcm").read_bytes()[:-60])
@@ -645,18 +649,17 @@ def test_no_patient_of_a_dicom_header_is_ever_told(
         screen += told(result)
     captured = capfd.readouterr()
     screen += captured.out + captured.err + caplog.text
-    assert not [secret for secret in SECRETS if secret in screen.casefold()]
+    assert not [secret for secret in secrets if secret in screen.casefold()]
     given = b"".join(content for _, content in everything(tmp_path / "own"))
     assert all(secret.encode() in given.lower() for secret in SECRETS)
     searched = list(everything(folder, found, tmp_path / "cache"))
-    assert {"report.html", "masks", "probabilities", "predictions.csv"} <= {
-        path.name for path, _ in searched
-    }
+    written = {"report.html", "metrics.jsonl", "summary.json", "predictions.csv"}
+    assert written | {"masks", "probabilities"} <= {path.name for path, _ in searched}
     assert any(path.suffix == ".safetensors" for path, _ in searched)
     assert not [
         (path, secret)
         for path, content in searched
-        for secret in SECRETS
+        for secret in secrets
         if secret.encode() in content.lower()
     ]
 

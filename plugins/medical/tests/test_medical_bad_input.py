@@ -17,6 +17,7 @@ from headstart.errors import DataError
 from headstart_medical.cases import list_cases
 from headstart_medical.checks import check_cases, check_patch
 from headstart_medical.data_settings import ScanSettings, VolumeSettings
+from headstart_medical.splits import split_cases
 
 AFFINE = np.diag([-0.8, 0.8, 6.5, 1.0])
 SHAPE = (10, 12, 8)
@@ -331,7 +332,7 @@ def test_files_that_do_not_say_where_they_lie(root):
     save(root / "labels/p1.nii.gz", mask(), affine)
     _, _, findings = looked()
     (warning,) = findings.warnings
-    assert warning.what == "1 files do not say how they lie in space"
+    assert warning.what == "no orientation in the header of 1 file"
     assert "p1.nii.gz" in warning.why
 
 
@@ -424,7 +425,7 @@ def test_classes_of_cases(tmp_path):
 
 def test_patterns_of_patients(root):
     assert "is no regular expression" in faults(patient="(p")[0]
-    assert "3 of 3 cases have no patient" in faults(patient="(q.)")[0]
+    assert "no patient in 3 of 3 cases" in faults(patient="(q.)")[0]
     assert "is no pattern, and there are no columns" in faults(patient="who")[0]
 
 
@@ -441,7 +442,7 @@ def test_a_patient_in_two_splits(root):
     rows = [("images/p0.nii.gz", "anna", "train"), ("images/p1.nii.gz", "anna", "test")]
     given_splits(root, [*rows, ("images/p2.nii.gz", "ben", "validation")])
     (text,) = faults("a.csv")
-    assert "1 patients are in two splits" in text
+    assert "1 patient is in two splits" in text
     assert "anna: a.csv, line 2 (train), a.csv, line 3 (test)" in text
 
 
@@ -478,7 +479,7 @@ def test_copies_on_one_side_are_a_warning(root):
     shutil.copy(root / "images/p0.nii.gz", root / "images/p1.nii.gz")
     _, settings, findings = looked()
     assert findings.settle(settings, 3) == set()
-    assert "1 volumes are there more than once" in findings.warnings[0].what
+    assert "1 volume is there more than once" in findings.warnings[0].what
 
 
 # DICOM
@@ -542,7 +543,7 @@ def remove_pixels(folder):
 SERIES = {
     "missing slices": (
         lambda folder: write_slices(folder, [0, 5, 10, 25, 30, 35]),
-        ["p/dicom: missing slices: 2, in 1 gaps",
+        ["p/dicom: missing slices: 2, in 1 gap ",
          "15.00 mm from 1.2.3-0-002.dcm to 1.2.3-0-003.dcm",
          "slices are 5.00 mm apart"],
     ),
@@ -645,7 +646,7 @@ def test_the_same_person_in_two_splits_by_dicom(tmp_path):
     write_slices(tmp_path / "train/a", [0, 5, 10], series="1.1", seed=1)
     write_slices(tmp_path / "test/b", [0, 5, 10], series="1.2", seed=2)
     (text,) = faults(kind="reconstruction")
-    assert "1 patients are in two splits by the patient id of their DICOM" in text
+    assert "1 patient is in two splits by the patient id of their DICOM" in text
     assert "test/b (test)" in text
     assert "train/a (train)" in text
     assert "Doe" not in text
@@ -658,3 +659,64 @@ def test_another_modality_than_stated(tmp_path):
     assert "another modality than ct" in findings.warnings[0].what
     found, _, _ = looked(kind="reconstruction")
     assert found.modality == "mri"
+
+
+def test_one_id_for_everybody(tmp_path):
+    """As a user has it: folders of DICOM series with masks, from an anonymiser."""
+    for i in range(5):
+        write_slices(tmp_path / f"case{i}/dicom", range(0, 25, 5), seed=i)
+        array = np.zeros((6, 5, 5), np.uint8)
+        array[2, 2, 2] = 1
+        affine = np.diag([-1.0, -1.0, 5.0, 1.0])
+        save(tmp_path / f"case{i}/mask.nii.gz", array, affine)
+    one, settings, findings = looked()
+    (warning,) = findings.warnings
+    assert warning.what == "5 cases are one patient by their DICOM headers"
+    assert "4711" not in str(warning)
+    with pytest.raises(DataError, match="5 cases are one patient by their DICOM"):
+        split_cases(one.cases, settings, 0, Findings())
+    several, settings, findings = looked(patient="(case[0-9]+)")
+    assert not findings.warnings
+    parts = split_cases(several.cases, settings, 0, Findings())
+    assert [len(part) for part in parts.values()] == [3, 1, 1]
+
+
+# What is wrong with how the data is read, not with a case
+
+
+def test_channels_that_no_case_has_are_told_once(root):
+    (text,) = faults(channels=("T1", "FLAIR"))
+    assert "data.path: each of 3 cases: 1 channel where 2 are expected" in text
+    assert "fix: name in data.channels those alone that each case has" in text
+
+
+def test_what_is_wrong_with_some_is_told_of_each(root):
+    save(root / "labels/p0.nii.gz", mask() * 3)
+    save(root / "labels/p1.nii.gz", mask() * 3)
+    assert len(faults()) == 2
+    save(root / "labels/p2.nii.gz", mask() * 3)
+    (text,) = faults()
+    assert "each of 3 cases: label values that are not in the list: 3" in text
+
+
+def test_a_path_that_is_not_there_is_all_that_is_told():
+    (text,) = faults("nothing", labels=())
+    assert "there is no such file or folder" in text
+
+
+def test_a_word_for_labels_that_no_file_has(root):
+    _, _, findings = looked(label="lables")
+    (warning,) = findings.warnings
+    assert warning.what == "no file or folder is called 'lables' (data.label)"
+    assert warning.fix == "did you mean 'labels'?"
+    assert not looked(label="labels")[2].warnings
+    (root / "a.csv").write_text("image,label\nimages/p0.nii.gz,labels/p0.nii.gz\n")
+    (text,) = faults("a.csv", label="seg")
+    assert "there is no column 'seg' (data.label)" in text
+
+
+def test_far_apart_is_told_in_whole_numbers(root):
+    save(root / "labels/p1.nii.gz", mask(), shifted(x=100.0))
+    assert "up to 100 mm (125 voxels) apart" in faults()[0]
+    save(root / "labels/p1.nii.gz", mask(), shifted(x=1600.0))
+    assert "up to 1,600 mm (2,000 voxels) apart" in faults()[0]

@@ -146,7 +146,7 @@ def test_unlabelled_volumes_for_pretraining(tmp_path):
     assert [(case.id, case.split) for case in found.cases] == [("a", None), ("b", None)]
     found, findings = listed(labels=LABELS)
     assert [case.id for case in found.cases] == ["a"]
-    assert "1 cases of imagesTs have no label" in findings.warnings[0].what
+    assert "not used: 1 case of imagesTs" in findings.warnings[0].what
 
 
 def test_decathlon(tmp_path):
@@ -164,7 +164,7 @@ def test_decathlon(tmp_path):
     assert found.channels == ("FLAIR", "T1w")
     assert found.labels == {"background": 0, "edema": 1, "tumour": 2}
     assert found.modality == "mri"
-    assert "1 cases of its test list have no label" in findings.warnings[0].what
+    assert "not used: 1 case of its test list" in findings.warnings[0].what
     found, _ = listed(kind="reconstruction")
     assert [case.id for case in found.cases] == ["a", "b"]
 

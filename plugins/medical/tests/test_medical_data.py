@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -317,7 +318,7 @@ def test_what_nobody_can_predict_for_is_told(tmp_path: Path) -> None:
         data.from_inputs([tmp_path / "hole.nii.gz", tmp_path / "flat.nii.gz"])
     assert len(caught.value.faults) == 2
     text = str(caught.value)
-    assert "hole.nii.gz: values that are no numbers: 1 voxels" in text
+    assert "hole.nii.gz: values that are no numbers: 1 voxel " in text
     assert "flat.nii.gz: a constant volume: every voxel is 7" in text
 
 
@@ -578,6 +579,15 @@ def test_who_counts_as_a_patient_is_told(tmp_path: Path) -> None:
     assert named == "2 volumes of 2 patients"
 
 
+def test_scans_of_a_patient_belong_together(tmp_path: Path) -> None:
+    alone = volumes(tmp_path / "d")
+    assert alone.group_unit == "patient"
+    assert list(alone.groups("test")) == [s["id"] for s in alone.samples("test")]
+    named = volumes(tmp_path / "d", patient=r"(case\d)")
+    shown = [named.show(sample)["patient"] for sample in named.samples("train")]
+    assert list(named.groups("train")) == shown
+
+
 def test_settings_that_contradict_are_told() -> None:
     for values, word in [
         ({"spacing": (1, 1, 1), "shape": (8, 8, 8)}, "not both"),
@@ -591,3 +601,83 @@ def test_settings_that_contradict_are_told() -> None:
     ]:
         with pytest.raises((ValueError, HeadstartError), match=word):
             VolumeSettings(name="medical/volumes", path="x", **values)  # type: ignore[arg-type]
+
+
+def test_a_volume_is_not_squashed_to_a_slice(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"e.g. data.shape=\[64,64,64\]"):
+        ScanSettings(name="x", shape=(16, 16))
+    with pytest.raises(DataError, match="squashed to 16 x 16 x 1 voxels") as caught:
+        scans(tmp_path / "d", shape=[16, 16, 1])
+    assert "data.shape=[64,64,64]" in str(caught.value)
+
+
+def test_slices_have_two_sides_and_classes_without_being_told(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    tiny_volumes(folder)
+    given = {"path": str(folder), "slices": True, "shape": (16, 12)}
+    data = Scans(ScanSettings(name="medical/scans", **given), 0)
+    data.load()
+    data.prepare({})
+    assert data.task["labels"] == ["without", "with"]
+    assert min(data.task["counts"]) > 0
+    batch = data.collate(data.samples("test")[:2])
+    assert batch["image"].shape == (2, 1, 16, 12)
+    # 20 voxels of 1 mm in 16, 18 in 12; slices keep their distance, which nobody sees.
+    assert data.describe()["spacing"] == "1.25 x 1.5 mm"
+
+
+def test_where_a_split_is_from_is_described(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    tiny_volumes(other)
+    data = volumes(tmp_path / "d", test_path=str(other), bad="skip", bad_cap=1.0)
+    described = data.describe()
+    assert described["test"].endswith(f", from {other}")
+    assert "from" not in described["train"] + described["validation"]
+
+
+def test_the_test_list_of_a_decathlon_set_is_predicted_for(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d")
+    (tmp_path / "imagesTs").mkdir()
+    for seed in range(2):
+        array = np.random.default_rng(seed).random((20, 18, 16)).astype(np.float32)
+        name = tmp_path / f"imagesTs/case9{seed}.nii.gz"
+        nib.save(nib.Nifti1Image(array, np.eye(4)), name)
+    listing = tmp_path / "dataset.json"
+    training = [{"image": "imagesTr/case1.nii.gz", "label": "labelsTr/case1.nii.gz"}]
+    test = ["./imagesTs/case90.nii.gz", {"image": "imagesTs/case91.nii.gz"}]
+    listing.write_text(json.dumps({"training": training, "test": test}))
+    samples = data.from_inputs([listing])
+    assert [s["id"] for s in samples] == [f"{tmp_path}/case90", f"{tmp_path}/case91"]
+    assert data.collate(samples)["image"].shape == (2, 1, 20, 18, 11)
+    (tmp_path / "imagesTs/case91.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"test\[1\].*no such file"):
+        data.from_inputs([listing])
+    listing.write_text(json.dumps({"training": training}))
+    with pytest.raises(DataError, match="no list `test` of volumes"):
+        data.from_inputs([listing])
+
+
+def test_inputs_that_cannot_be_read_are_left_out_when_asked(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d")
+    good = tmp_path / "d" / "case1" / "image.nii.gz"
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"this is no volume")
+    data.skipped = []
+    (sample,) = data.from_inputs(
+        [broken, good, tmp_path / "gone.nii", tmp_path / "d/x"]
+    )
+    assert sample["id"] == str(good)
+    assert [Path(f.where).name for f in data.skipped] == [
+        "gone.nii",
+        "x",
+        "broken.nii.gz",
+    ]
+    with pytest.raises(DataError, match=r"broken.nii.gz"):
+        data.from_inputs([broken])
+
+
+def test_bright_spots_of_pet_are_not_cut(tmp_path: Path) -> None:
+    data = volumes(tmp_path / "d", modality="pet")
+    assert data.method == "z-score"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from headstart.errors import DataError
 from headstart_medical.data_settings import LesionSettings, LesionSliceSettings
 from headstart_medical.lesions import simulate
 from headstart_medical.simulated import Lesions, LesionSlices
-from headstart_medical.tiny import tiny_lesion_slices, tiny_lesions
+from headstart_medical.tiny import tiny_lesion_slices, tiny_lesions, tiny_scans
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -247,3 +248,58 @@ def test_slices_with_and_without_lesions(tmp_path: Path) -> None:
     assert mask is not None
     labels = [s["label"] for s in data.samples("train") if data.entry(s) is entry]
     assert labels == mask.any((0, 1)).astype(int).tolist()
+
+
+def test_data_that_is_there_to_be_learned_is_not_painted_over(tmp_path: Path) -> None:
+    """Class folders, and a data set that names the classes of its masks."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    made = tiny_scans(scans)
+    for number in range(5):  # those are the heads of tiny_lesions
+        next(scans.glob(f"*/case{number}.nii.gz")).unlink()
+    data = tiny_lesion_slices(tmp_path)
+    given = LesionSliceSettings(**{**data, "path": made["path"]})
+    with pytest.raises(
+        DataError, match="classes of its own: healthy, tumour"
+    ) as caught:
+        LesionSlices(given, 0).load()
+    assert "data.name=medical/scans data.shape=[64,64,64]" in str(caught.value)
+    cases = sorted((tmp_path / "healthy").iterdir())
+    training = [
+        {
+            "id": c.name,
+            "image": f"{c.name}/image.nii.gz",
+            "label": f"{c.name}/label.nii.gz",
+        }
+        for c in cases
+    ]
+    listing = {"labels": {"0": "background", "1": "tumour"}, "training": training}
+    (tmp_path / "healthy/dataset.json").write_text(json.dumps(listing))
+    for kind, settings, instead in (
+        (Lesions, LesionSettings, "data.name=medical/volumes learns"),
+        (LesionSlices, LesionSliceSettings, "data.name=medical/scans data.slices=true"),
+    ):
+        own = tmp_path / settings.__name__
+        own.mkdir()
+        tiny = tiny_lesions if kind is Lesions else tiny_lesion_slices
+        values = {**tiny(own), "path": str(tmp_path / "healthy")}
+        with pytest.raises(DataError, match="classes of its own: tumour") as caught:
+            kind(settings(**values), 0).load()
+        assert instead in str(caught.value)
+        kind(settings(**values, above=0.0), 0).load()
+
+
+def test_labels_that_may_be_lesions_are_told(tmp_path: Path) -> None:
+    data = lesions(tmp_path / "d")
+    (warning,) = data.findings.warnings
+    assert warning.what.endswith("into volumes that have labels: 3 volumes")
+    assert "data.name=medical/volumes learns the labels" in warning.fix
+    assert not lesions(tmp_path / "said", above=0.0).findings.warnings
+
+
+def test_slices_have_a_shape_without_being_told_one(tmp_path: Path) -> None:
+    values = tiny_lesion_slices(tmp_path)
+    del values["shape"]
+    data = LesionSlices(LesionSliceSettings(**values), 0)
+    data.load()
+    assert data.task["shape"] == [128, 128]

@@ -12,6 +12,7 @@ from headstart.data import Findings
 from headstart.errors import DataError
 from headstart_medical.cases import Case, Look
 from headstart_medical.data_settings import VolumeSettings
+from headstart_medical.patients import check_leaks, join, name_patients, unite
 from headstart_medical.splits import split_cases
 
 
@@ -126,7 +127,10 @@ def test_cases_that_count_as_one_patient_are_told():
     cases = [case(f"c{i}", person="x") for i in range(9)]
     with pytest.raises(DataError, match="1 patient leaves nothing") as caught:
         apart(cases)
-    assert "of 9 cases those of a patient count as one" in str(caught.value)
+    assert "9 cases are one patient by their DICOM headers" in str(caught.value)
+    assert "data.patient names them otherwise" in str(caught.value)
+    with pytest.raises(DataError, match="of 3 cases those of a patient count as one"):
+        apart([case(f"c{i}", "anna") for i in range(3)])
     with pytest.raises(DataError) as caught:
         apart([case("a")])
     assert "count as one" not in str(caught.value)
@@ -145,3 +149,62 @@ def test_a_class_that_is_never_learned_is_told():
     assert [w.what for w in findings.warnings] == [
         "no case of train has 'ill', and test does"
     ]
+
+
+# Anonymisers write one patient id for everybody
+
+
+def told(name, patient="", person="x"):
+    made = case(name, person=person)
+    made.patient = patient
+    return made
+
+
+def named(cases, **given):
+    """Cases after their listing was looked through, and its findings."""
+    findings = Findings()
+    name_patients(cases, VolumeSettings(name="x", **given), findings)
+    return cases, findings
+
+
+def test_who_is_named_is_no_patient_of_a_header():
+    names = [f"case{i}/dicom" for i in range(9)]
+    by_pattern, _ = named([told(n) for n in names], patient="(case[0-9]+)")
+    by_column, _ = named([told(n, f"p{i}") for i, n in enumerate(names)])
+    for cases in by_pattern, by_column:
+        assert unite(cases).tolist() == [*range(9)]
+        assert len(apart(cases)["test"]) == 2
+        findings = Findings()
+        check_leaks(cases, findings)
+        assert not findings.warnings
+    # Equal content stays together, whoever says what.
+    copies = [case("case0", content="a"), case("case1", content="a")]
+    cases, _ = named(copies, patient="(case[0-9]+)")
+    assert unite(cases).tolist() == [0, 0]
+
+
+def test_one_case_that_nobody_names_leaves_the_header_to_decide():
+    cases, _ = named([told("a", "p1"), told("b", "p2"), told("c")])
+    assert unite(cases).tolist() == [0, 0, 0]
+    for each, split in zip(cases, ("train", "train", "test"), strict=True):
+        each.split = split
+    findings = Findings()
+    check_leaks(cases, findings)
+    (fault,) = findings.fatal
+    assert "by the patient id of their DICOM headers" in fault.what
+
+
+def test_who_is_one_by_headers_alone_is_told_and_measured_as_one():
+    people = [*"xxyy", "z"]
+    cases, findings = named([told(f"c{i}", person=p) for i, p in enumerate(people)])
+    check_leaks(cases, findings)
+    (warning,) = findings.warnings
+    assert warning.what == "4 cases are 2 patients by their DICOM headers"
+    assert "data.patient names them otherwise" in warning.fix
+    join(cases)
+    assert [c.patient for c in cases] == ["c0", "c0", "c2", "c2", "c4"]
+    with pytest.raises(DataError, match="4 folds of 3 patients") as caught:
+        apart(
+            named([told(f"c{i}", person=p) for i, p in enumerate(people)])[0], folds=4
+        )
+    assert "4 cases are 2 patients by their DICOM headers" in str(caught.value)

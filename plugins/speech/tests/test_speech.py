@@ -125,6 +125,18 @@ def test_a_long_file_is_heard_in_pieces_and_told_as_one(
     assert len(heard) > 0.8 * len(sentences) and max(heard) < len(sentences)
 
 
+def test_new_data_is_measured_without_the_training_data(
+    done: Run, tmp_path: Path
+) -> None:
+    write(tmp_path / "one.wav", tones("abc dab"))
+    (tmp_path / "new.csv").write_text("path,text\none.wav,abc dab\n")
+    changes = {
+        "data.path": str(tmp_path / "gone.csv"),
+        "data.test_path": str(tmp_path / "new.csv"),
+    }
+    assert done.evaluate(overrides=changes)["cer"] < 0.5
+
+
 def test_the_report_shows_what_was_heard(done: Run) -> None:
     page = done.report.read_text(encoding="utf-8")
     for title in ("Worst utterances", "Clips", "Errors by length"):

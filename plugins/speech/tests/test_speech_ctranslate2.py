@@ -515,6 +515,11 @@ def test_the_manifest_names_what_readers_look_for():
         assert {asset.read["audio"], asset.read["transcripts"]} == paths
 
 
+def test_a_home_that_does_not_exist_is_told(context):
+    with pytest.raises(UserError, match="there is no such file"):
+        resolve_ctranslate2("~nobody-1/model", context)
+
+
 # The real asset
 
 

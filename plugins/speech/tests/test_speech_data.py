@@ -388,6 +388,9 @@ def test_what_people_see(tmp_path: Path) -> None:
     described = data.describe()
     json.dumps([shown, described])
     assert described["characters"] == "4 and the space: abcd"
+    # In front it would look like a quote that is not closed.
+    data.task["vocabulary"] = ["<blank>", " ", "'", "1", "é"]
+    assert data.describe()["characters"] == "3 and the space: 1é'"
     assert described["recorded at"] == "8 kHz"
     assert "3 speakers" in described["train"]
 
@@ -482,6 +485,58 @@ def test_bad_inputs_are_told_together(tmp_path: Path) -> None:
     for name, fault in zip((*names, "input 5"), faults, strict=True):
         assert name in fault
     assert "nothing in less than 0.025 s" in faults[2]
+
+
+def test_bad_inputs_are_left_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    data = utterances(tmp_path)
+    # The header is good, and what follows is not: found before the prediction begins.
+    write(tmp_path / "whole.flac", tones("abcd" * 20))
+    raw = (tmp_path / "whole.flac").read_bytes()
+    (tmp_path / "broken.flac").write_bytes(raw[: len(raw) // 2])
+    names = ("clip01.wav", "nothing.wav", "broken.flac", "clip02.wav")
+    paths = [tmp_path / name for name in names]
+    data.skipped = []
+    samples = data.from_inputs(paths)
+    kept = [data.input_name(sample) for sample in samples]
+    assert kept == [str(paths[0]), str(paths[3])]
+    told = [str(fault) for fault in data.skipped]
+    assert len(told) == 2
+    assert "nothing.wav" in told[0] and "broken.flac" in told[1]
+    with pytest.raises(DataError, match=r"nothing\.wav"):
+        data.from_inputs([paths[1]])
+
+
+def test_one_split_is_read_without_the_others(tmp_path: Path) -> None:
+    values = tiny_utterances(tmp_path)
+    new = tmp_path / "new"
+    new.mkdir()
+    write(new / "one.wav", tones("bad cab"))
+    manifest = new / "clips.csv"
+    manifest.write_text("path,text\none.wav,CAB bad!\n")
+    values |= {"path": str(tmp_path / "gone.csv"), "test_path": str(manifest)}
+    task = {"kind": "transcription", "vocabulary": ["<blank>", " ", "d", "c", "b", "a"]}
+    text = {"case": "lower", "punctuation": "remove", "digits": "keep"}
+    task["text"] = {**text, "unicode": "NFKC", "accents": "keep"}
+
+    def module(**settings: Any) -> Utterances:
+        data = Utterances(UtteranceSettings(**{**values, **settings}), seed=0)
+        data.task = task
+        return data
+
+    data = module()
+    assert data.load_split("test")
+    data.prepare(GEOMETRY)
+    assert data.sizes("test").tolist() == [7 * 1280]
+    batch = data.collate(data.samples("test"))
+    # By the rows of the model that was trained.
+    assert batch["labels"].tolist() == [[3, 5, 4, 1, 4, 5, 2]]
+    assert not module().load_split("validation"), "it has no file of its own"
+    manifest.write_text("path,text\none.wav,bed\n")
+    with pytest.raises(DataError, match="outside the vocabulary: 'e'"):
+        module().load_split("test")
+    kept = module(outside="remove")
+    assert kept.load_split("test")
+    assert kept.samples("test")[0]["labels"].tolist() == [4, 2]
 
 
 def test_a_file_that_changed_is_told_with_its_row(tmp_path: Path) -> None:

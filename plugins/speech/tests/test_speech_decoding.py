@@ -71,6 +71,21 @@ def test_greedy_removes_repeats_then_blanks() -> None:
     assert greedy(log_probs, [3, 4]) == [[2], [5]]
 
 
+def test_a_weight_of_nothing_is_told() -> None:
+    spec = headstart_speech.register_heads()[0]
+    with pytest.raises(UserError) as caught:
+        check_options(spec, {"decoder": "beam", "lm_weight": 2.0, "word_score": 1.0})
+    told = str(caught.value)
+    assert "name one with --lm" in told and "add --words, or --lm" in told
+    check_options(spec, {"decoder": "beam", "lm": "a", "lm_weight": 2.0})
+    check_options(spec, {"decoder": "beam", "words": "a", "word_score": 2.0})
+
+
+def test_a_home_that_does_not_exist_is_told() -> None:
+    with pytest.raises(UserError, match="~nobody-1/x' cannot be read"):
+        beam(words="~nobody-1/x")
+
+
 def test_text_has_single_spaces_between_words() -> None:
     assert spelled([1, 2, 1, 1, 3, 1, -1], VOCABULARY) == "a b"
 

@@ -10,8 +10,11 @@ import pytest
 
 from headstart.data import Findings
 from headstart.errors import DataError
+from headstart.plugins import load_plugins
+from headstart.recipe import load_recipe, parse_overrides
 from headstart_speech import folders, sources
 from headstart_speech.settings import UnlabelledSettings, UtteranceSettings
+from headstart_speech.utterances import Utterances
 
 
 @pytest.fixture(autouse=True)
@@ -161,6 +164,142 @@ def test_texts_and_numbers_of_json_are_such(tmp_path):
         "'text' is no text: true",
         "'start' is no number from 0 on: 'True'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        # NeMo, Hugging Face's audio folder, SpeechBrain.
+        (
+            "train.json",
+            '{"audio_filepath": "a.wav", "duration": 1.5, "text": "yes", '
+            '"speaker": "ann"}',
+        ),
+        ("metadata.csv", "file_name,transcription,speaker\na.wav,yes,ann\n"),
+        ("train.csv", "ID,duration,wav,spk_id,wrd\nx1,1.5,a.wav,ann,yes\n"),
+    ],
+)
+def test_well_known_columns_are_taken(tmp_path, name, content):
+    put(tmp_path, name, content)
+    (clip,) = good(name)
+    assert (clip.path.name, clip.text, clip.speaker) == ("a.wav", "yes", "ann")
+    assert (clip.start, clip.stop) == (None, None)
+
+
+def test_nemo_tells_a_clip_by_its_offset_and_duration(tmp_path):
+    row = {"audio_filepath": "a.wav", "offset": 2.5, "duration": 1.5, "text": "yes"}
+    put(tmp_path, "train.jsonl", json.dumps(row))
+    (clip,) = good("train.jsonl")
+    assert (clip.start, clip.stop) == (2.5, 4.0)
+
+
+def test_columns_that_are_not_clear_are_asked_for(tmp_path):
+    put(tmp_path, "c.csv", "wav,file_name,text\na.wav,b.wav,yes\n")
+    assert fatal("c.csv").fix == "say which column it is, e.g. data.audio=file_name"
+    assert good("c.csv", audio="wav")[0].path.name == "a.wav"
+    # The usual name is taken before a well-known one, a named one before both.
+    put(tmp_path, "c.csv", "path,wav,text\na.wav,b.wav,yes\n")
+    assert good("c.csv")[0].path.name == "a.wav"
+    assert good("c.csv", audio="wav")[0].path.name == "b.wav"
+    put(tmp_path, "c.csv", "n,clip,said\n7,a.wav,yes sir\n")
+    _, findings = read("c.csv")
+    assert [fault.fix for fault in findings.fatal] == [
+        "say which column it is, e.g. data.audio=clip",
+        "say which column it is, e.g. data.text=said",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a.wav,yes\nb.wav,no\n", "x1,it is all the same to me,it is\nx2,so,so\n"],
+)
+def test_a_missing_header_is_told(tmp_path, content):
+    put(tmp_path, "c.csv", content)
+    fault = fatal("c.csv")
+    assert fault.what == "the header is missing: its first line has no names of columns"
+    assert content.split(",")[0] in fault.why
+
+
+def test_a_folder_names_the_manifest_in_it(tmp_path):
+    put(tmp_path, "csv/a.wav")
+    put(tmp_path, "csv/clips.csv", "path,text\na.wav,yes\n")
+    fault = fatal("csv")
+    assert fault.what == "no transcripts"
+    assert fault.fix == "name the manifest in it: data.path=csv/clips.csv"
+    assert "data.path=csv/clips.csv" in fatal("csv", format="manifest").fix
+    # Its audio may be elsewhere.
+    (tmp_path / "csv/a.wav").unlink()
+    put(tmp_path, "csv/more.tsv", "path\ttext\na.wav\tyes\n")
+    fault = fatal("csv")
+    assert fault.what == "no audio files"
+    assert fault.fix.endswith("data.path=csv/clips.csv (also csv/more.tsv)")
+
+
+def test_wildcards_are_not_read(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        put(tmp_path, f"csv/{name}", "path,text\na.wav,yes\n")
+    fault = fatal("csv/*.csv")
+    assert fault.what == "wildcards are not read here"
+    given = '\'data.path=["csv/a.csv", "csv/b.csv"]\''
+    assert fault.fix == f"give a list: {given}"
+    # And that is what the command line takes.
+    overrides = parse_overrides([given.strip("'")])
+    recipe = load_recipe("speech/transcribe", overrides, registry=load_plugins())
+    assert recipe.data.path == ("csv/a.csv", "csv/b.csv")
+
+
+def test_a_missing_path_is_told_alone(tmp_path):
+    put(tmp_path, "c.csv", "path,text\na.wav,yes\n")
+    for given in ({"path": "no.csv"}, {"path": "c.csv", "test_path": "no.csv"}):
+        module = Utterances(UtteranceSettings(name="x", **given), seed=0)
+        with pytest.raises(DataError) as caught:
+            module.load()
+        faults = [str(fault) for fault in caught.value.faults]
+        assert sum("no.csv" in fault for fault in faults) == 1
+        assert len(faults) == len(given)
+
+
+def test_what_is_left_of_a_mixed_folder_is_told(tmp_path):
+    put(tmp_path, "mix/ls/19/8/19-8.trans.txt", "19-8-0 NORTHANGER ABBEY\n")
+    put(tmp_path, "mix/ls/19/8/19-8-0.flac")
+    put(tmp_path, "mix/csv/clips.csv", "path,text\na.wav,yes\n")
+    put(tmp_path, "mix/csv/a.wav")
+    head = "client_id\tpath\tsentence\n"
+    put(tmp_path, "mix/cv/train.tsv", f"{head}me\tb.mp3\tHello.\n")
+    put(tmp_path, "mix/cv/clips/b.mp3")
+    put(tmp_path, "mix/plain/c.wav")
+    put(tmp_path, "mix/plain/c.txt", "yes")
+    clips, findings = read("mix")
+    assert [clip.id for clip in clips] == ["19-8-0"]
+    (warning,) = findings.warnings
+    assert warning.what == "of this folder its LibriSpeech part alone is read"
+    assert warning.why == (
+        "left: mix/csv/clips.csv, mix/cv, 3 audio files (mix/csv/a.wav …)"
+    )
+    paths = ("mix", "mix/csv/clips.csv", "mix/cv", "mix/plain")
+    assert warning.fix == f"to read them too: 'data.path={json.dumps(paths)}'"
+    # Who does so is told of nothing.
+    findings = Findings()
+    settings = UtteranceSettings(name="x", path=paths)
+    assert len(sources.read_all(settings, findings)) == 4
+    assert not findings.warnings and not findings.fatal
+
+
+def test_the_usual_folders_leave_nothing(tmp_path):
+    head = "client_id\tpath\tsentence\n"
+    for name in ("train", "invalidated"):
+        put(tmp_path, f"cv/{name}.tsv", f"{head}me\t{name}.mp3\tHello.\n")
+        put(tmp_path, f"cv/clips/{name}.mp3")
+    put(tmp_path, "d/a.wav")
+    put(tmp_path, "d/a.txt", "yes")
+    for path in ("cv", "d"):
+        _, findings = read(path)
+        assert not findings.warnings
+    put(tmp_path, "d/list.csv", "path,text\na.wav,yes\n")
+    _, findings = read("d")
+    assert "d/list.csv" in findings.warnings[0].why
+    _, findings = read("d", kind=UnlabelledSettings)
+    assert not findings.warnings
 
 
 @pytest.mark.parametrize("name", ["a\0.wav", "~nobody-1/a.wav", "~a", ".", "x" * 300])

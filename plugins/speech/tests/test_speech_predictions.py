@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from headstart_speech.predictions import joined, write_predictions
-from headstart_speech.subtitles import srt
+from headstart_speech.subtitles import srt, tsv, vtt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +80,11 @@ def test_two_inputs_of_one_name_stay_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "keys"), [("text", ["input", "text"]), ("srt", ["input", "srt"])]
+    ("wanted", "keys"),
+    [
+        ("text", ["input", "text"]),
+        *((form, ["input", form]) for form in ("srt", "vtt", "tsv")),
+    ],
 )
 def test_rows_have_the_format_that_is_wanted(wanted: str, keys: list[str]) -> None:
     predictions = [{**found, "format": wanted} for found in PREDICTIONS]
@@ -89,7 +93,8 @@ def test_rows_have_the_format_that_is_wanted(wanted: str, keys: list[str]) -> No
 
 def test_each_input_has_its_files(tmp_path: Path) -> None:
     files = write_predictions(tmp_path, SAMPLES, PREDICTIONS, name)
-    names = [f"{n}{e}" for n in ("talk", "talk-2") for e in (".txt", ".json", ".srt")]
+    endings = (".txt", ".json", ".srt", ".vtt", ".tsv")
+    names = [f"{name}{ending}" for name in ("talk", "talk-2") for ending in endings]
     assert [path.name for path in files] == names
     assert (tmp_path / "talk.txt").read_text() == "good morning\nbye\n"
     row = json.loads((tmp_path / "talk.json").read_text())
@@ -180,6 +185,62 @@ def test_a_long_pause_begins_a_new_cue() -> None:
     found = cues(srt([{"start": 0, "end": 4, "text": "a b c", "words": words}]))
     # Short ones stay for a second.
     assert found == [(0.0, 1.0, ["a b"]), (3.0, 4.0, ["c"])]
+
+
+def spoken(text: str, gaps: dict[str, float]) -> list[dict[str, Any]]:
+    """Words of 0.3 s, 0.05 s apart, but for the gaps behind some of them."""
+    words, time = [], 0.0
+    for said in text.split():
+        words.append(word(said, round(time, 2), round(time + 0.3, 2)))
+        time += 0.3 + gaps.get(said, 0.05)
+    return [{"start": 0.0, "end": time, "text": text, "words": words}]
+
+
+def test_a_cue_ends_where_speech_pauses() -> None:
+    """85 characters would reach into the middle of the second sentence."""
+    first = "the person you are calling is not available"
+    second = "please leave your message and then press the pound key"
+    found = cues(srt(spoken(f"{first} {second}", {"available": 0.5})))
+    assert [lines for *_, lines in found] == [
+        ["the person you are", "calling is not available"],
+        ["please leave your message", "and then press the pound key"],
+    ]
+
+
+def test_lines_are_parted_at_a_pause_too() -> None:
+    text = "one two three four five six seven eight nine ten"
+    (found,) = cues(srt(spoken(text, {"four": 0.4})))
+    assert found[2] == ["one two three four", "five six seven eight nine ten"]
+
+
+def test_a_full_stop_ends_a_cue_where_no_gap_is_longer() -> None:
+    first = "one two three four five six seven."
+    second = "eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    found = cues(srt(spoken(f"{first} {second}", {})))
+    assert [" ".join(lines) for *_, lines in found] == [first, second]
+
+
+def test_no_cue_is_a_crumb() -> None:
+    """17 words would fit into the first one, and leave three."""
+    found = cues(srt(spoken("abcd " * 20, {})))
+    assert [len(" ".join(lines).split()) for *_, lines in found] == [10, 10]
+
+
+def test_webvtt_and_a_table_have_the_cues_of_srt() -> None:
+    words = [word("<a>", 0, 0.2), word("&b", 0.4, 2.0), word("-->", 3661.5, 3663)]
+    segments = [{"start": 0, "end": 3663, "text": "", "words": words}]
+    assert vtt(segments) == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:02.000\n&lt;a&gt; &amp;b\n\n"
+        "01:01:01.500 --> 01:01:03.000\n--&gt;\n"
+    )
+    assert tsv(segments) == (
+        "start\tend\ttext\n0\t2000\t<a> &b\n3661500\t3663000\t-->\n"
+    )
+    assert srt(segments).endswith("01:01:01,500 --> 01:01:03,000\n->\n")
+    assert (vtt([]), tsv([])) == ("WEBVTT\n", "start\tend\ttext\n")
+    # Two lines are one field.
+    long = "one two three four five six seven eight nine ten"
+    assert tsv(spoken(long, {})).splitlines()[1].split("\t")[2] == long
 
 
 def test_text_without_spaces_is_cut_and_timed_by_length() -> None:

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.errors import UserError
 from headstart.report.parts import Cell, Figure, Section
-from headstart.report.verdict import compare, number, primary_metric, verdict
+from headstart.report.verdict import (
+    compare,
+    counted,
+    number,
+    primary_metric,
+    span,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -179,7 +186,13 @@ def _render(run: RunFiles) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "shell": shlex.join, "seconds": _seconds}
+    environment.filters |= {
+        "counted": counted,
+        "number": number,
+        "seconds": _seconds,
+        "shell": shlex.join,
+        "span": span,
+    }
     metric, goal = primary_metric(run.summary, run.recipe)
     time = _time_parts(run.summary.get("time") or {})
     return environment.get_template("report.html.j2").render(
@@ -213,7 +226,7 @@ def _results(run: RunFiles, metric: str, goal: str) -> dict[str, Any]:
     if scratch:
         steps = scratch.get("steps")
         name = "same model from random weights" + (
-            f", {steps:,} steps" if steps else ""
+            f", {counted(steps, 'step')}" if steps else ""
         )
         others.append({**scratch, "name": name})
     names = dict.fromkeys([*(goals or _metric_names(valid)), "loss"])

@@ -89,6 +89,7 @@ class Evaluation:
         rows: Rows in tables of samples; the recipe's ``report.samples``.
         scores: What the metrics' ``scores`` gave, by name: each sample's part.
         specs: The metrics' specs by name; they say how scores make a metric.
+        groups: Whose each sample is (``DataModule.groups``); ``None``: each by itself.
         before: What ``Head.probe`` gave before the first step, tensors as arrays; and
             ``metrics``, those of the untouched model, where it was tested.
         after: The same after the last one.
@@ -102,6 +103,7 @@ class Evaluation:
     rows: int = 12
     scores: Mapping[str, Any] = field(default_factory=dict)
     specs: Mapping[str, MetricSpec] = field(default_factory=dict)
+    groups: Sequence[str] | None = None
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
 

@@ -15,7 +15,7 @@ import numpy as np
 from headstart.errors import PluginError, nearest
 from headstart.report import plots
 from headstart.report.parts import Evaluation, Figure, Section, Table
-from headstart.report.verdict import number
+from headstart.report.verdict import counted, number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -153,7 +153,7 @@ def most_wrong(evaluation: Evaluation) -> Section:
     if len(order) == 0:
         return Section(title, f"No sample of the {evaluation.split} split is wrong.")
     table = _sample_table(
-        evaluation, order, columns, f"of {len(order):,} wrong samples"
+        evaluation, order, columns, f"of {counted(len(order), 'wrong sample')}"
     )
     return Section(
         title,
@@ -187,7 +187,9 @@ def most_unsure(evaluation: Evaluation) -> Section:
             "margin": margin,
         }
     order = np.argsort(margin, kind="stable")
-    table = _sample_table(evaluation, order, columns, f"of {len(order):,} samples")
+    table = _sample_table(
+        evaluation, order, columns, f"of {counted(len(order), 'sample')}"
+    )
     return Section(
         "Most unsure",
         "The samples on which the model hesitated most.",
@@ -321,7 +323,7 @@ def predicted_against_true(evaluation: Evaluation) -> Section:
         evaluation,
         np.argsort(-np.abs(residual), kind="stable"),
         {"true": target, "predicted": prediction, "error": residual},
-        f"largest errors of {len(target):,} samples",
+        f"largest errors of {counted(len(target), 'sample')}",
     )
     return Section(
         "Predicted against true", tables=(summary, largest), figures=(figure,)

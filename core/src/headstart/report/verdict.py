@@ -1,4 +1,4 @@
-"""Whether the transfer paid: intervals, comparisons, and the sentence that says so."""
+"""Whether the transfer paid: comparisons, and the sentence that says so."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from headstart.report.parts import Evaluation
+    from collections.abc import Mapping, Sequence
 
 UNTOUCHED = "untouched model"
 """The baseline that is this model before its first step."""
-Z95 = 1.959964
-"""Two-sided 95 % quantile of the standard normal distribution."""
+TOO_FEW = "too few samples for an interval"
 
 
 def number(value: Any, signed: bool = False) -> str:
@@ -35,156 +30,24 @@ def number(value: Any, signed: bool = False) -> str:
     return text.replace("-", "−") if "e" not in text else text
 
 
-def interval(correct: Any) -> tuple[float, float]:
-    """95 % interval of an accuracy.
-
-    Args:
-        correct: Whether each sample is right, (samples,).
-
-    Returns:
-        Wilson's score interval (1927), which stays within 0 and 1 and is right for
-        few samples as well. It covers the choice of test samples, not that of seeds.
-    """
-    right = np.asarray(correct, dtype=float)
-    count = len(right)
-    if count == 0:
-        return (0.0, 1.0)
-    share, z2 = float(right.mean()), Z95**2
-    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
-    spread = share * (1 - share) / count + z2 / (4 * count**2)
-    half = Z95 * math.sqrt(spread) / (1 + z2 / count)
-    return (max(centre - half, 0.0), min(centre + half, 1.0))
+def counted(count: int, noun: str) -> str:
+    """``1 step``, ``1,200 steps``."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
-def mean_interval(values: Any) -> tuple[float, float]:
-    """95 % interval of a mean by the normal approximation, of two values or more.
-
-    Values that are not a number do not count.
-    """
-    known = np.asarray(values, dtype=float)
-    known = known[~np.isnan(known)]
-    if len(known) < 2:
-        return (-math.inf, math.inf)
-    half = Z95 * float(known.std(ddof=1)) / math.sqrt(len(known))
-    return (float(known.mean()) - half, float(known.mean()) + half)
+def span(bounds: Sequence[float], signed: bool = False) -> str:
+    """An interval for people; one that is not known has infinite bounds."""
+    if not all(map(math.isfinite, bounds)):
+        return "no interval"
+    return " to ".join(number(bound, signed) for bound in bounds)
 
 
-# Metrics that are means of one score per sample, by their usual names.
-_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-    "accuracy": lambda target, prediction: target == prediction,
-    "exact-match": lambda target, prediction: (target == prediction).all(axis=-1),
-    "mean-absolute-error": lambda target, prediction: np.abs(target - prediction),
-}
-_SHARES = ("accuracy", "exact-match")
-"""Those whose score is right or wrong."""
-_ERRORS = ("mean-absolute-error",)
-"""Those where less is better, should no spec say so."""
-
-
-def scores_by_sample(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """Scores of the metrics that are known to be made of them.
-
-    Returns:
-        Each sample's share in a mean, (samples,), or in both sums of a ratio,
-        (samples, 2), by the metric's name.
-    """
-    return {**_usual_scores(evaluation), **evaluation.scores}
-
-
-def shares(scores: Any, exponential: bool = False) -> np.ndarray:
-    """Values by sample whose mean is the metric, and whose spread is its own.
-
-    A mean's are its scores. A ratio of sums, and the exponential of one, are linear in
-    the samples but for terms that vanish as there are more (the delta method, by way
-    of the influence function; Hampel 1974).
-
-    Args:
-        scores: (samples,) or (samples, 2), as :func:`scores_by_sample` gives them.
-        exponential: Whether the metric is ``exp`` of the mean or ratio.
-
-    Returns:
-        float64 (samples,); not a number where a sample does not count.
-    """
-    values = np.asarray(scores, dtype=float)
-    above, below = values.T if values.ndim == 2 else (values, np.ones_like(values))
-    known = ~np.isnan(above + below)
-    if not below[known].sum():
-        return np.full(len(values), math.nan)
-    ratio = above[known].sum() / below[known].sum()
-    around = (above - ratio * below) / below[known].mean()
-    if exponential:
-        return np.asarray(np.exp(ratio) * (1 + around))
-    return np.asarray(ratio + around) if values.ndim == 2 else values
-
-
-def _usual_scores(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """Those of metrics whose names say what they are."""
-    if not {"target", "prediction"} <= set(evaluation.outputs):
-        return {}
-    if not _SCORES.keys() & evaluation.metrics.keys():
-        return {}
-    target = np.asarray(evaluation.outputs["target"])
-    prediction = np.asarray(evaluation.outputs["prediction"])
-    if target.shape != prediction.shape or target.ndim == 0 or len(target) < 2:
-        return {}
-    found = {}
-    for name, score in _SCORES.items():
-        if name in evaluation.metrics:
-            values = np.asarray(score(target, prediction), dtype=float)
-            # A macro average may be called "accuracy" too; its interval is another.
-            mean = evaluation.metrics[name]
-            same = math.isclose(values.mean(), mean, rel_tol=1e-4, abs_tol=1e-6)
-            if same and values.shape == (len(target),):
-                found[name] = values
-    return found
-
-
-def intervals(evaluation: Evaluation) -> dict[str, list[float]]:
-    """95 % intervals of the metrics that are means over samples.
-
-    Returns:
-        ``{"accuracy": [low, high]}``, as ``summary.json`` holds it in ``intervals``.
-    """
-    return {
-        name: list(
-            interval(values)
-            if name in _SHARES
-            else _interval(values, _exponential(evaluation, name))
-        )
-        for name, values in scores_by_sample(evaluation).items()
-    }
-
-
-def _exponential(evaluation: Evaluation, name: str) -> bool:
-    return name in evaluation.specs and evaluation.specs[name].link == "exp"
-
-
-def _interval(scores: Any, exponential: bool) -> tuple[float, float]:
-    """Of an exponential, the interval of its logarithm: it never falls below 0."""
-    low, high = mean_interval(shares(scores))
-    return (float(np.exp(low)), float(np.exp(high))) if exponential else (low, high)
-
-
-def gains(ours: Evaluation, theirs: Evaluation) -> dict[str, list[float]]:
-    """95 % intervals of what we gain over another result on the same samples.
-
-    Samples are paired, so that their common difficulty cancels. Positive is better,
-    whichever way the metric points.
-
-    Returns:
-        ``{"accuracy": [low, high]}``, as ``summary.json`` holds it in ``gains`` of
-        each baseline and of the scratch control.
-    """
-    mine, other = scores_by_sample(ours), scores_by_sample(theirs)
-    found = {}
-    for name in mine.keys() & other.keys():
-        if len(mine[name]) == len(other[name]):
-            exponential = _exponential(ours, name)
-            gain = shares(mine[name], exponential) - shares(other[name], exponential)
-            spec = ours.specs.get(name)
-            less = spec.goal == "min" if spec else name in _ERRORS
-            found[name] = list(mean_interval(-gain if less else gain))
-    return found
+def why_no_interval(summary: Mapping[str, Any]) -> str:
+    """Why the intervals of a run's test have infinite bounds."""
+    groups = summary.get("groups")
+    if groups and groups["count"] == 1:
+        return f"no interval: all test samples are of one {groups['unit']}"
+    return TOO_FEW
 
 
 @dataclass(frozen=True)
@@ -199,6 +62,7 @@ class Comparison:
         outcome: Whether the difference is more than the choice of test samples.
         change: This run's value as a part of the other's less 1, where less is better
             and both are above 0.
+        why_none: Why the interval has infinite bounds, where it has.
     """
 
     name: str
@@ -207,6 +71,12 @@ class Comparison:
     interval: tuple[float, float] | None
     outcome: Literal["better", "worse", "unclear"]
     change: float | None = None
+    why_none: str = TOO_FEW
+
+    @property
+    def bounds(self) -> str:
+        """The interval for people; empty where there is none to speak of."""
+        return span(self.interval, signed=True) if self.interval else ""
 
     def __str__(self) -> str:
         text = f"gain {number(self.gain, signed=True)}"
@@ -214,10 +84,9 @@ class Comparison:
             side = "lower" if self.change < 0 else "higher"
             text = f"{abs(self.change):.0%} {side}, {text}"
         if self.interval and not all(map(math.isfinite, self.interval)):
-            text += ", too few samples for an interval"
+            text += f", {self.why_none}"
         elif self.interval:
-            low, high = (number(bound, signed=True) for bound in self.interval)
-            text += f", 95% interval {low} to {high}"
+            text += f", 95% interval {self.bounds}"
         return text
 
 
@@ -271,7 +140,8 @@ def compare(
     # Of a share of right answers, percent of percent would only confuse.
     change = ours / value - 1 if goal == "min" and min(ours, value) > 0 else None
     paired = tuple(pair) if pair else None
-    return Comparison(name, value, gain, paired, outcome, change)
+    why = why_no_interval(summary)
+    return Comparison(name, value, gain, paired, outcome, change, why)
 
 
 def verdict(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> Verdict:
@@ -315,13 +185,21 @@ def verdict(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> Verdict:
         what = "fine-tuning" if tuned and outcomes[0] == "worse" else "transfer"
         return Verdict("no", f"The {what} did not pay", text, warnings)
     if "unclear" in outcomes:
-        text += " The difference is within what the choice of test samples explains."
+        text += _unclear(summary, metric)
         return Verdict("unclear", "Not shown that it paid", text, warnings)
     if not scratch:
         text += " Random weights were not tried (report.scratch_control = true does)."
     alone = tuned and len(baselines) == 1 and not scratch
     what = "fine-tuning" if alone else "transfer"
     return Verdict("yes", f"The {what} paid", text, warnings)
+
+
+def _unclear(summary: Mapping[str, Any], metric: str) -> str:
+    unit = (summary.get("groups") or {}).get("unit", "sample")
+    known = summary.get("intervals", {}).get(metric, (0.0, 0.0))
+    if not all(map(math.isfinite, known)):
+        return f" What other {unit}s would give cannot be said."
+    return f" The difference is within what the choice of test {unit}s explains."
 
 
 def _named(best: Comparison, count: int) -> str:
@@ -342,7 +220,8 @@ def _warnings(summary: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[st
             one for other in others if (one := compare(summary, other, name, goal))
         ]
         best = min(pairs, key=lambda one: one.gain, default=None)
-        if best and best.gain < 0:
+        # Two numbers that read the same are no news, whatever comes behind them.
+        if best and best.gain < 0 and number(best.value) != number(ours[name]):
             winners[name] = best
     found = [_defeats(ours, winners)] if winners else []
     for name, (low, high) in (summary.get("expect") or {}).items():

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from headstart.evaluate import MetricSet
-from headstart.report.verdict import shares
+from headstart.report.intervals import shares
 from headstart.specs import resolve
 from headstart.testing.parts import OwnParts, same, tiny_backbone
 
@@ -39,6 +39,8 @@ class DataTests(OwnParts):
             assert set(batch) <= set(data_spec.yields), "more than it declares"
             sizes = data.sizes(split)
             assert sizes is None or len(sizes) == len(samples)
+            groups = data.groups(split)
+            assert groups is None or len(groups) == len(samples)
             json.dumps(data.show(samples[0]))
             assert "id" in samples[0]
         json.dumps([data.task, data.describe()])

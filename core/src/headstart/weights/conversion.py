@@ -48,7 +48,8 @@ def one_file(
                 fix="" if files else f'backbone.weights = "asset:{name}"',
             )
         return files[0], asset.licence
-    path = Path(reference).expanduser()
+    # Unlike pathlib's, it leaves the home of somebody who is not there as it is.
+    path = Path(os.path.expanduser(reference))
     if not path.is_file():
         around = [p.name for p in path.parent.glob(f"*{suffix}")]
         inside = [p.name for p in path.glob(f"*{suffix}")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.errors import Fault
 from headstart_medical import patients
-from headstart_medical.paths import missing
+from headstart_medical.paths import counted, missing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,8 @@ class Look:
         counts: Voxels of each class, in the order of the classes; empty without label.
         digests: sha256 of each image's voxels in RAS order, whatever its file format.
         person: See :class:`headstart_medical.reading.Volume`.
-        modality: ``mri``, ``ct``, ``other``, or empty where the files do not say.
+        modality: ``mri``, ``ct``, ``pet``, ``other``, or empty where the files do not
+            say.
     """
 
     shape: tuple[int, int, int]
@@ -70,10 +71,13 @@ class Case:
         images: One file or DICOM folder a channel, or one file with all channels.
         labels: One map of all classes, or one file a class without the background.
         patient: Whose it is; the id where the data set does not say.
+        told: Whether ``data.patient`` or a column says whose it is; then the patient
+            id of a DICOM header, which may be the same for everybody, does not count.
         target: Class of the whole case, where there is one.
         where: How a fault names it: a folder or file, or a line of one.
         split: Where the data set puts it; ``None`` leaves that to chance.
         above: Voxels of the label files that are greater belong to the class.
+        classes: Names that the data set itself gives the values of the label.
         look: Filled by :func:`headstart_medical.checks.check_cases`.
     """
 
@@ -81,10 +85,12 @@ class Case:
     images: tuple[Path, ...]
     labels: tuple[Path, ...] = ()
     patient: str = ""
+    told: bool = False
     target: str | None = None
     where: str = ""
     split: Split | None = None
     above: float | None = None
+    classes: tuple[str, ...] = ()
     look: Look | None = None
 
     @property
@@ -102,7 +108,7 @@ class Listing:
         channels: Names of the images of each case, in order.
         labels: Value of each class in a label map, by name, background first; of
             classification the classes, numbered. Empty where nobody said.
-        modality: ``mri``, ``ct``, ``other``, or empty where nobody said.
+        modality: ``mri``, ``ct``, ``pet``, ``other``, or empty where nobody said.
         named: Whether the data set or the recipe says whose a case is.
     """
 
@@ -137,6 +143,7 @@ def list_cases(settings: CaseSettings, findings: Findings) -> Listing:
             for case in part.cases:
                 if case.above is None:
                     case.above = settings.above
+                case.classes = tuple(part.labels)
                 if split is not None:
                     case.split, case.id = split, f"{split}/{case.id}"
             _join(whole, part)
@@ -227,7 +234,7 @@ def _check_channels(listing: Listing, findings: Findings) -> None:
         # One file may hold all channels; reading it tells.
         if len(case.images) in (1, wanted) or case.place in findings.samples:
             continue
-        what = f"{len(case.images)} volumes where {wanted} channels are expected"
+        what = f"{counted(len(case.images), 'volume')} where {wanted} are expected"
         why = f"data.channels: {', '.join(listing.channels)}"
         findings.sample(*case.place, Fault(what, case.where, why))
 

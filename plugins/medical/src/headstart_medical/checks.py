@@ -212,7 +212,8 @@ def read_checked(
         found = mismatch(volumes[0], volume, tolerance, "channels")
         if bad := int((~np.isfinite(volume.array)).sum()):
             share = bad / volume.array.size
-            what = f"values that are no numbers: {bad:,} voxel{'s' * (bad != 1)} ({share:.1%})"
+            many = f"{counted(bad, 'voxel')} ({share:.1%})"
+            what = f"values that are no numbers: {many}"
             fix = "fill them in, or leave the case out"
             found.append((what, "NaN or infinite", fix))
         elif volume.array.min() == volume.array.max():

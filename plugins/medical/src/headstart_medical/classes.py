@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 127
 """Masks are kept as int8, with -1 for what is not known."""
 SLICE_CLASSES = ("without", "with")
-"""Of slices whose classes nobody names: those without a labelled voxel, and with one."""
+"""Of slices whose classes nobody names: without a labelled voxel, and with one."""
 
 
 def name_classes(listing: Listing, settings: CaseSettings, findings: Findings) -> bool:
@@ -38,10 +38,17 @@ def name_classes(listing: Listing, settings: CaseSettings, findings: Findings) -
     if any(case.above is not None for case in listing.cases):
         listing.labels = {"background": 0, "foreground": 1}
         return True
+    labelled = [case for case in listing.cases if case.labels][:3]
+    if not listing.cases:
+        return False  # which has been told
+    if not labelled:
+        what = "no case has a label"
+        fix = "put labels beside the volumes: folders images and labels, or case_label"
+        findings.fatal.append(Fault(what, settings.path, fix=fix))
+        return False
     if settings.kind == "single-label":
         listing.labels = dict(zip(SLICE_CLASSES, (0, 1), strict=True))
         return True
-    labelled = [case for case in listing.cases if case.labels][:3]
     values: set[float] = set()
     for case in labelled:
         try:
@@ -51,13 +58,6 @@ def name_classes(listing: Listing, settings: CaseSettings, findings: Findings) -
     shown_ = ", ".join(f"{value:g}" for value in sorted(values)[:12])
     why = f"label files have the values {shown_}" if values else ""
     fix = 'e.g. data.labels=["background","tumour"] for the values 0 and 1'
-    if not listing.cases:
-        return False  # which has been told
-    if not labelled:
-        what = "no case has a label"
-        fix = "put labels beside the volumes: folders images and labels, or case_label"
-        findings.fatal.append(Fault(what, settings.path, fix=fix))
-        return False
     findings.fatal.append(Fault("the classes have no names", "data.labels", why, fix))
     return False
 

@@ -22,6 +22,8 @@ from headstart_medical import __version__, intensity
 from headstart_medical.cases import completed, list_cases
 from headstart_medical.checks import check_cases, check_patch
 from headstart_medical.grids import Grid, resample, to_ras
+from headstart_medical.paths import counted
+from headstart_medical.patients import join
 from headstart_medical.reading import VolumeError, read_images, read_mask
 from headstart_medical.splits import split_cases
 from headstart_medical.store import Store
@@ -75,6 +77,7 @@ class CaseModule(DataModule):
     settings: CaseSettings
     identity: ClassVar[tuple[str, ...]] = ("labels", "channels")
     size_unit = "voxels"
+    group_unit = "patient"
 
     def __init__(self, settings: CaseSettings, seed: int) -> None:
         super().__init__(settings, seed)
@@ -128,6 +131,7 @@ class CaseModule(DataModule):
         bad = findings.settle(self.settings, len(listing.cases))
         good = [case for case in listing.cases if case.place not in bad]
         parts = self.split(good)
+        join(good)
         self._complete(listing, parts)
         self._check_size(parts)
         self.divide(parts)
@@ -157,6 +161,10 @@ class CaseModule(DataModule):
                 for entry in self._all():
                     self.prepared(entry)
 
+    def groups(self, split: Split) -> Sequence[str]:
+        """The patient of each sample."""
+        return [self.entry(sample).case.patient for sample in self.samples(split)]
+
     def fingerprint(self) -> str:
         """sha256 over the files' content, splits and settings."""
         settings = self.settings.model_dump(mode="json", exclude={*ELSEWHERE, *PATHS})
@@ -182,12 +190,12 @@ class CaseModule(DataModule):
         for split in SPLITS:
             entries = self.entries[split]
             patients = {entry.case.patient for entry in entries}
-            described[split] = (
-                f"{len(entries)} volume{'s' * (len(entries) != 1)} of "
-                f"{len(patients)} patient{'s' * (len(patients) != 1)}"
-            )
+            volumes = counted(len(entries), "volume")
+            described[split] = f"{volumes} of {counted(len(patients), 'patient')}"
             if not self._named and entries:
                 described[split] += " (each case counts as one)"
+            if entries and (path := getattr(self.settings, f"{split}_path", "")):
+                described[split] += f", from {path}"
         described["spacing"] = by(self.task["spacing"], "mm")
         sizes = [entry.grid.shape for entry in self._all()]
         described["largest volume"] = by(max(sizes, key=math.prod))
@@ -208,18 +216,16 @@ class CaseModule(DataModule):
         }
 
     def from_inputs(self, inputs: Sequence[Any]) -> Sequence[Sample]:
-        """Samples from volume files, DICOM folders, and folders of cases.
+        """Samples from volume files, DICOM folders, folders of cases, and lists.
 
         Raises:
-            DataError: Inputs that are no volumes; names them all.
+            DataError: Inputs that are no volumes, by :meth:`leave_out`.
         """
         from headstart_medical.inputs import input_cases
 
-        cases = input_cases(inputs, self.settings)
+        cases, faults = input_cases(inputs, self.settings)
+        self.leave_out(faults, len(cases))
         return [{"id": case.id, "case": case} for case in cases]
-
-    def input_name(self, sample: Sample) -> str:
-        return str(sample["id"])
 
     # What subclasses use
 

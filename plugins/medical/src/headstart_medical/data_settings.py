@@ -12,6 +12,7 @@ Positive = Annotated[int, Field(ge=1)]
 Size = Annotated[float, Field(ge=0.0)]
 Millimetres = Annotated[float, Field(gt=0.0)]
 Sides = tuple[Positive, Positive, Positive]
+Flat = tuple[Positive, Positive]
 Spacing = tuple[Millimetres, Millimetres, Millimetres]
 
 
@@ -36,7 +37,8 @@ class CaseSettings(DataSettings):
     """Which of ``folds`` is the test split, from 0 on."""
     patient: str = ""
     """Whose a case is: a column of the CSV file, or a regular expression on the case's
-    path whose first group names the patient; empty takes each case for a patient."""
+    path whose first group names the patient, whatever the patient id of a DICOM header;
+    empty takes each case for a patient, those of equal header ids for one."""
     channels: tuple[str, ...] = ()
     """Names of the volumes of a case, in order, as files or columns have them (``T1``,
     ``FLAIR``); empty takes what ``path`` says, else one channel."""
@@ -55,7 +57,7 @@ class CaseSettings(DataSettings):
     """Value of voxels in a label whose truth is not known; they do not count."""
     above: float | None = None
     """Where a label is a volume of grey values: what is above this is the class."""
-    modality: Literal["", "mri", "ct", "other"] = ""
+    modality: Literal["", "mri", "ct", "pet", "other"] = ""
     """What made the volumes; empty takes what ``path`` says, else ``other``."""
     empty: bool = False
     """Whether a case without a labelled voxel is as good as any other."""
@@ -74,8 +76,9 @@ class CaseSettings(DataSettings):
         "auto", "z-score", "robust", "ct-window", "percentile", "max", "none"
     ] = "auto"
     """How grey values are scaled; ``auto`` does as the weights want it, else by
-    modality: z-score inside the foreground for MRI, a window for CT. ``robust`` is a
-    z-score by median and absolute deviation, brought to about 0 to 1."""
+    modality: z-score inside the foreground for MRI and PET, whose bright spots are not
+    cut then, and a window for CT. ``robust`` is a z-score by median and absolute
+    deviation, brought to about 0 to 1."""
     window: tuple[float, float] = (-160.0, 240.0)
     """``ct-window``: Hounsfield units that become 0 and 1; soft tissue by default,
     (-1000, 400) shows the lungs."""
@@ -137,9 +140,9 @@ class ScanSettings(CaseSettings):
 
     kind: Literal["single-label"] = "single-label"
     """What the targets are: one class for each volume or slice."""
-    shape: Sides | None = (64, 64, 64)
-    """Voxels that every volume is brought to; of slices the first two numbers
-    count."""
+    shape: Sides | Flat = (64, 64, 64)  # type: ignore[assignment]
+    """Voxels that every volume is brought to, three numbers; of slices two, or the
+    first two."""
     slices: bool = False
     """Take the slices of labelled volumes for samples; a slice's class is the first
     of ``labels`` without a labelled voxel and the second with one."""
@@ -149,6 +152,15 @@ class ScanSettings(CaseSettings):
     """``slices``: take every so many-th slice of a volume."""
     neighbours: Annotated[int, Field(ge=0)] = 0
     """``slices``: slices on each side that are further channels."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> ScanSettings:
+        if len(self.shape) < 3 and not self.slices:
+            raise ValueError(
+                "shape: volumes have three sides, e.g. data.shape=[64,64,64]; two are "
+                "of slices, data.slices=true"
+            )
+        return self
 
 
 class LesionSimulation(CaseSettings):
@@ -202,6 +214,8 @@ class LesionSliceSettings(LesionSimulation, ScanSettings):
     kind: Literal["single-label"] = "single-label"
     """The target is one class for each slice."""
 
+    shape: Sides | Flat = (128, 128)  # type: ignore[assignment]
+    """Voxels that every slice is brought to, two numbers."""
     labels: tuple[str, ...] = ("without lesion", "with lesion")
     """The class of a slice without a lesion's voxels, and that of one with them."""
     slices: Literal[True] = True

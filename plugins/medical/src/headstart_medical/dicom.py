@@ -31,7 +31,7 @@ TAGS = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
     *("PixelData", "FloatPixelData", "DoubleFloatPixelData"),
 )
-MODALITIES = {"MR": "mri", "CT": "ct"}
+MODALITIES = {"MR": "mri", "CT": "ct", "PT": "pet"}
 SAME_PLACE = 0.01
 """Millimetres: two slices that are nearer are in one place."""
 UNEVEN = 0.1

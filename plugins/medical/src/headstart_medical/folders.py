@@ -18,11 +18,12 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from headstart.errors import Fault
+from headstart.errors import Fault, nearest
 from headstart_medical.cases import Case, Listing
-from headstart_medical.paths import shown, stem, volumes
+from headstart_medical.paths import counted, shown, stem, volumes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from headstart.data import Findings, Split
@@ -38,7 +39,9 @@ SPLIT_NAMES: dict[str, Split] = {
     "testing": "test",
 }
 IMAGE_WORDS = ("image", "img", "scan", "volume", "vol")
-LABEL_WORDS = ("label", "seg", "segmentation", "mask")
+LABEL = "label"
+"""What ``data.label`` is unless somebody says otherwise."""
+LABEL_WORDS = (LABEL, "seg", "segmentation", "mask")
 IMAGE_FOLDERS = {*IMAGE_WORDS, "images", "imgs", "scans", "volumes", "dicom"}
 LABEL_FOLDERS = {*LABEL_WORDS, "labels", "segmentations", "masks"}
 TR_TS = ("tr", "ts")
@@ -94,6 +97,8 @@ def read_folder(
     entries = volumes(root)
     tops = {_parts(entry, root)[0].casefold() for entry in entries if entry != root}
     splits = bool(tops & {"train", "training"})
+    if labelled and settings.label != LABEL:
+        _check_word(settings.label, entries, root, findings)
     files = [names.parse(entry, root, splits=splits) for entry in entries]
     files = [file for file in files if labelled or not file.is_label]
     count = _number_channels([file for file in files if not file.is_label])
@@ -118,7 +123,7 @@ def read_folder(
             case.split = None
         listing.cases.append(case)
     if unused:
-        what = f"{unused} cases of imagesTs have no label and are not used"
+        what = f"not used: {counted(unused, 'case')} of imagesTs without a label"
         findings.warnings.append(Fault(what, shown(root)))
     masks = any(case.labels for case in listing.cases)
     if settings.kind == "single-label" and not masks:
@@ -348,6 +353,19 @@ def _case(
         group.labels[i] for i in range(len(classes)) if i in group.labels
     )
     return case
+
+
+def _check_word(
+    word: str, entries: Sequence[Path], root: Path, findings: Findings
+) -> None:
+    """The user names labels otherwise than usual, and nothing is called so."""
+    parts = {part for entry in entries for part in _parts(entry, root)}
+    names = {stem(part) or part for part in parts}
+    if any(word.casefold() in name.casefold() for name in names):
+        return
+    what = f"no file or folder is called {word!r} (data.label)"
+    why = "labels are taken by the usual words: " + ", ".join(LABEL_WORDS)
+    findings.warnings.append(Fault(what, shown(root), why, nearest(word, names)))
 
 
 def _id(key: Key) -> str:

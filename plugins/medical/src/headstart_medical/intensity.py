@@ -29,6 +29,7 @@ Method = Literal["z-score", "robust", "ct-window", "percentile", "max", "none"]
 BY_MODALITY: Mapping[str, Method] = {
     "mri": "z-score",
     "ct": "ct-window",
+    "pet": "z-score",
     "other": "percentile",
 }
 _STEP = 8

@@ -13,8 +13,8 @@ NO_SUCH = "there is no such file or folder"
 
 
 def counted(number: int, noun: str) -> str:
-    """``1 case``, ``2 cases``."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    """``1 case``, ``2,000 cases``."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def shown(path: str | Path) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from headstart.errors import Fault
+from headstart_medical.paths import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from headstart.data import Findings, Split
     from headstart_medical.cases import Case
@@ -21,6 +23,10 @@ BIDS = re.compile(r"(?:^|/)(sub-[A-Za-z0-9]+)")
 ORDER: tuple[Split, ...] = ("test", "validation", "train")
 """A volume in two splits is left out of the later one: what is measured stays."""
 EXAMPLES = 4
+NAME_THEM = (
+    "if an anonymiser gave everybody one id, data.patient names them otherwise, "
+    "e.g. 'data.patient=(case[0-9]+)', or a column `patient` of a CSV file"
+)
 
 
 def name_patients(
@@ -36,10 +42,11 @@ def name_patients(
         return _by_pattern(cases, pattern, findings)
     if pattern and not any(case.patient for case in cases):
         what = f"{pattern!r} is no pattern, and there are no columns"
-        fix = r'write one with a group, e.g. data.patient="(patient\\d+)"'
+        fix = "write one with a group, e.g. 'data.patient=(case[0-9]+)'"
         findings.fatal.append(Fault(what, "data.patient", fix=fix))
     known = False
     for case in cases:
+        case.told = bool(case.patient)
         if not case.patient and (subject := BIDS.search(case.id)):
             case.patient = subject[1]
         known = known or bool(case.patient)
@@ -59,10 +66,11 @@ def _by_pattern(cases: Sequence[Case], pattern: str, findings: Findings) -> bool
     for case in cases:
         found = search(case.id) if groups else None
         case.patient = (found.group(1) or "") if found else ""
+        case.told = bool(case.patient)
         if not case.patient:
             strangers.append(case)
     if strangers:
-        what = f"{len(strangers)} of {len(cases)} cases have no patient"
+        what = f"no patient in {len(strangers)} of {counted(len(cases), 'case')}"
         why = f"{pattern!r} finds none in {strangers[0].id!r}"
         fix = "write a pattern whose first group names the patient in every case's id"
         findings.fatal.append(Fault(what, "data.patient", why, fix))
@@ -83,8 +91,9 @@ def unite(cases: Sequence[Case]) -> np.ndarray:
         return index
 
     first: dict[tuple[str, str], int] = {}
+    people = _people(cases)
     for index, case in enumerate(cases):
-        for key in _keys(case):
+        for key in _keys(case, people):
             one, other = sorted((root(first.setdefault(key, index)), root(index)))
             parent[other] = one
     roots = [root(index) for index in range(len(cases))]
@@ -92,12 +101,45 @@ def unite(cases: Sequence[Case]) -> np.ndarray:
     return np.array([place[one] for one in roots], dtype=np.int64)
 
 
-def _keys(case: Case) -> list[tuple[str, str]]:
+def join(cases: Sequence[Case]) -> None:
+    """Give cases that :func:`unite` keeps together one patient's name."""
+    names: dict[int, str] = {}
+    for case, number in zip(cases, unite(cases).tolist(), strict=True):
+        case.patient = names.setdefault(number, case.patient)
+
+
+def _keys(case: Case, people: Container[str]) -> list[tuple[str, str]]:
     keys = [("patient", case.patient)]
     if case.look is not None:
         keys += [("content", digest) for digest in case.look.digests]
-        keys += [("person", case.look.person)] * bool(case.look.person)
+        keys += [("person", case.look.person)] * (case.look.person in people)
     return keys
+
+
+def _people(cases: Iterable[Case]) -> set[str]:
+    """Patient ids of headers, as hashes, that count: nobody says otherwise of a case.
+
+    Where all cases of an id are told apart, an anonymiser may have given it to all.
+    """
+    found = {case.look.person for case in cases if case.look and not case.told}
+    return found - {""}
+
+
+def by_headers(cases: Sequence[Case]) -> str:
+    """Which cases are one patient by their DICOM headers alone; empty for none."""
+    known = _people(cases)
+    several: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        if case.look and case.look.person in known:
+            several[case.look.person].append(case)
+    united = [
+        found for found in several.values() if len({c.patient for c in found}) > 1
+    ]
+    if not united:
+        return ""
+    count = f"{sum(map(len, united))} cases"
+    one = "one patient" if len(united) == 1 else f"{len(united)} patients"
+    return f"{count} are {one} by their DICOM headers"
 
 
 def check_leaks(cases: Sequence[Case], findings: Findings) -> None:
@@ -105,7 +147,8 @@ def check_leaks(cases: Sequence[Case], findings: Findings) -> None:
 
     Cases without a split are trained on where there is a test split: they count as
     training data. Patients are fatal; a volume is a fault of the case that is trained
-    on. The same content twice on one side is a warning.
+    on. The same content twice on one side is a warning, and so is who is one patient
+    by DICOM headers alone.
     """
     given = any(case.split is not None for case in cases)
 
@@ -114,7 +157,8 @@ def check_leaks(cases: Sequence[Case], findings: Findings) -> None:
 
     if given:
         _check_shared(cases, split_of, lambda case: case.patient, findings)
-        people = [case for case in cases if case.look and case.look.person]
+        known = _people(cases)
+        people = [case for case in cases if case.look and case.look.person in known]
         _check_shared(people, split_of, lambda case: "", findings)
     owner: dict[str, Case] = {}
     twice: list[str] = []
@@ -132,9 +176,13 @@ def check_leaks(cases: Sequence[Case], findings: Findings) -> None:
             fix = f"remove it from one of them, best from {here}"
             findings.sample(*case.place, Fault(what, case.where, why, fix))
     if twice:
-        what = f"{len(twice)} volumes are there more than once"
+        is_ = "is" if len(twice) == 1 else "are"
+        what = f"{counted(len(twice), 'volume')} {is_} there more than once"
         fix = "remove the copies, or leave them: they are kept in one split"
         findings.warnings.append(Fault(what, "data.path", _examples(twice), fix))
+    if what := by_headers(cases):
+        why = "they have the same patient id, and are kept in one split"
+        findings.warnings.append(Fault(what, "data.patient", why, NAME_THEM))
 
 
 def _check_shared(
@@ -159,7 +207,8 @@ def _check_shared(
     if not shared:
         return
     by = " by the patient id of their DICOM headers" if headers else ""
-    what = f"{len(shared)} patients are in two splits{by}"
+    are = "is" if len(shared) == 1 else "are"
+    what = f"{counted(len(shared), 'patient')} {are} in two splits{by}"
     fix = (
         "move each patient to one split, or give no validation_path and test_path: "
         "random splits keep patients whole; of different people whose names are alike "

@@ -175,7 +175,8 @@ def read_channels(paths: Sequence[Path], channels: int) -> list[Volume]:
             for array in np.moveaxis(volume.array, -1, 0)
         ]
     if len(paths) != channels:
-        raise VolumeError(f"{counted(len(paths), 'image')} where {channels} are expected")
+        what = f"{counted(len(paths), 'image')} where {channels} are expected"
+        raise VolumeError(what)
     return [_three(read_volume(path), path) for path in paths]
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
+from headstart.errors import DataError
 from headstart_medical import augment
 from headstart_medical.classes import SLICE_CLASSES
 from headstart_medical.data import SPLITS, CaseModule, by
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from headstart.data import Baseline, Sample, Split
     from headstart.stages import State
-    from headstart_medical.cases import Listing
+    from headstart_medical.cases import Case, Listing
     from headstart_medical.checks import Wanted
     from headstart_medical.data import Entry
     from headstart_medical.data_settings import ScanSettings
@@ -55,7 +56,7 @@ class Scans(CaseModule):
 
     def make_task(self, listing: Listing, parts: Parts) -> None:
         settings = self.settings
-        assert settings.shape is not None
+        self._check_sides([case for split in SPLITS for case in parts[split]])
         sides = 2 if settings.slices else 3
         self.task |= {
             "kind": settings.kind,
@@ -72,7 +73,6 @@ class Scans(CaseModule):
 
     def network_grid(self, original: Grid) -> Grid:
         """Of slices the first two sides are changed alone."""
-        assert self.settings.shape is not None
         turned = original.to_ras()
         if self.settings.slices:
             return turned.with_shape((*self.settings.shape[:2], turned.shape[2]))
@@ -146,6 +146,7 @@ class Scans(CaseModule):
     def describe(self) -> dict[str, Any]:
         """As every module's, and samples by split and class."""
         described = super().describe()
+        described["spacing"] = by(self.task["spacing"][: len(self.task["shape"])], "mm")
         described["voxels of a sample"] = by(self.task["shape"])
         described["samples by class"] = {
             split: {
@@ -196,6 +197,19 @@ class Scans(CaseModule):
         if self._predicted is None or self._predicted[0] != entry.id:
             self._predicted = entry.id, self._make(entry)["image"]
         return self._predicted[1]
+
+    def _check_sides(self, cases: Sequence[Case]) -> None:
+        """A side of one voxel would squash a volume to one slice of it."""
+        shape, slices = self.settings.shape, self.settings.slices
+        deep = max((min(c.look.canonical[0]) for c in cases if c.look), default=1)
+        if slices or min(shape) > 1 or deep == 1:
+            return
+        raise DataError(
+            f"volumes would be squashed to {by(shape)} voxels",
+            where="data.shape",
+            why=f"they have {deep} slices and more",
+            fix="data.shape=[64,64,64], or data.slices=true takes slices for samples",
+        )
 
     @property
     def _neighbours(self) -> range:

@@ -149,7 +149,7 @@ def _intervals(
         text = "All cases are of one patient: nothing can be said about others."
     else:
         text = f"95 % intervals over {RESAMPLES:,} draws of the patients, with all "
-        text += "cases of each; other intervals of this report take cases for patients."
+        text += "cases of each."
         if many < FEW_PATIENTS:
             text += f" {many} patients are few: the true intervals are wider."
     return Section("Intervals over patients", text, tables=(table,))

@@ -7,16 +7,17 @@ Whatever is reported of train and validation is of simulated lesions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from headstart.errors import DataError
+from headstart.errors import DataError, Fault
+from headstart_medical.cases import ASSET
 from headstart_medical.checks import mismatch
 from headstart_medical.data import CaseModule, changed, seed_of
 from headstart_medical.intensity import foreground
 from headstart_medical.lesions import simulate
-from headstart_medical.paths import shown
+from headstart_medical.paths import counted, shown
 from headstart_medical.patients import unite
 from headstart_medical.reading import Volume, VolumeError, read_volume
 from headstart_medical.scans import Scans
@@ -42,6 +43,8 @@ class Simulated(CaseModule):
     """Makes volumes of healthy ones; put before the module that reads them."""
 
     settings: LesionSettings | LesionSliceSettings
+    learns: ClassVar[str]
+    """What to say to learn from labels instead."""
 
     def __init__(self, settings: Any, seed: int) -> None:
         super().__init__(settings, seed)
@@ -56,8 +59,10 @@ class Simulated(CaseModule):
 
         Raises:
             DataError: There are no real patients. Healthy volumes cannot be the test:
-                their label says where lesions may be, not where they are.
+                their label says where lesions may be, not where they are. Or the
+                volumes to simulate into have classes of their own.
         """
+        self._check_healthy([case for case in cases if case.split != "test"])
         if not any(case.split == "test" for case in cases):
             raise DataError(
                 "there are no real patients to test on",
@@ -95,7 +100,7 @@ class Simulated(CaseModule):
         numbers = unite(real)
         count = int(numbers.max(initial=-1)) + 1
         if settings.folds > count:
-            what = f"{settings.folds} folds of {count} real patients"
+            what = f"{settings.folds} folds of {counted(count, 'real patient')}"
             fix = f"data.folds={count} leaves one patient out"
             raise DataError(what, where="data.folds", fix=fix)
         order = np.random.default_rng([self.seed, 0]).permutation(count)
@@ -104,6 +109,38 @@ class Simulated(CaseModule):
             c for c, is_test in zip(real, tested, strict=True) if not is_test
         ]
         parts["test"] = [c for c, is_test in zip(real, tested, strict=True) if is_test]
+
+    def _check_healthy(self, cases: Sequence[Case]) -> None:
+        """Data that is there to be learned from is no place to simulate lesions into.
+
+        A data set with classes of its own stops the run; of a label nobody knows what
+        it is of, so that is a warning.
+        """
+        own = [case for case in cases if not case.where.startswith(ASSET)]
+        targets = {case.target for case in own if case.target is not None}
+        names = {name for case in own if case.labels for name in case.classes[1:]}
+        labelled = [case for case in own if case.labels]
+        if 1 < len(targets) < len(own):
+            found, learn = targets, "data.name=medical/scans data.shape=[64,64,64]"
+            same = "healthy volumes of several folders are given as data.path=ONE,OTHER"
+        elif labelled and self.settings.above is None:
+            found, learn = names, self.learns
+            same = "data.above=0 says that lesions may be inside them"
+        else:
+            return
+        if found:
+            raise DataError(
+                f"the data has classes of its own: {', '.join(sorted(found)[:8])}",
+                where="data.path",
+                why=f"{self.settings.name} simulates lesions into its volumes, and "
+                "learns those alone",
+                fix=f"{learn} learns its classes; {same}",
+            )
+        what = "lesions are simulated into volumes that have labels: "
+        what += counted(len(labelled), "volume")
+        why = "a label there is where lesions may be (the brain), and is not learned"
+        fix = f"{learn} learns the labels; {same}"
+        self.findings.warnings.append(Fault(what, "data.path", why, fix))
 
     def variants(self, case: Case, split: Split) -> int:
         if case.id not in self._inside:
@@ -196,6 +233,7 @@ class Lesions(Simulated, Volumes):
     """``medical/simulated-lesions``: segmentation of lesions."""
 
     settings: LesionSettings
+    learns = "data.name=medical/volumes"
 
     def class_counts(self, train: Sequence[Case]) -> list[int]:
         """Voxels of each class in some simulated volumes, scaled to all of them."""
@@ -216,3 +254,4 @@ class LesionSlices(Simulated, Scans):
     """``medical/simulated-lesion-slices``: slices with and without a lesion."""
 
     settings: LesionSliceSettings
+    learns = "data.name=medical/scans data.slices=true"

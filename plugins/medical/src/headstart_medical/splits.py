@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from headstart.errors import DataError, Fault
-from headstart_medical.patients import unite
+from headstart_medical.paths import counted
+from headstart_medical.patients import NAME_THEM, by_headers, unite
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,9 +114,11 @@ def _fold(
     folds = settings.folds or 0
     groups = _grouped(pool, np.random.default_rng([seed, 0]))
     if folds > len(groups):
-        what = f"{folds} folds of {len(groups)} patients"
-        fix = f"data.folds={len(groups)} leaves one patient out"
-        raise DataError(what, where="data.folds", fix=fix)
+        what = f"{folds} folds of {counted(len(groups), 'patient')}"
+        why, fix = by_headers(pool), f"data.folds={len(groups)} leaves one patient out"
+        if why or len(groups) == 1:
+            fix = NAME_THEM if why else "give more patients"
+        raise DataError(what, where="data.folds", why=why, fix=fix)
     return _apart(pool, [g for i, g in enumerate(groups) if i % folds == settings.fold])
 
 
@@ -131,15 +134,17 @@ def _take(
     total = len(groups)
     count = int(size) if size >= 1 else max(1, round(size * total))
     if not size or count >= total:
-        patients = f"{total} patient{'s' * (total != 1)}"
+        patients = counted(total, "patient")
         full = f"{size:g} of {patients} leaves nothing to train on"
         none = f"{size:g} of {patients} leaves the {split} split empty"
         fix = f"give more patients, or files for it: data.{split}_path"
-        why = ""
-        if len(pool) > total:
+        why = by_headers(pool)
+        if why:
+            fix = NAME_THEM
+        elif len(pool) > total:
             why = (
                 f"of {len(pool)} cases those of a patient count as one: by name, "
-                "by the patient id in DICOM headers, or with the same voxels"
+                "or with the same voxels"
             )
         raise DataError(full if size else none, where=key, why=why, fix=fix)
     start = generator.random()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from headstart.errors import Fault, nearest
 from headstart_medical.cases import Case, Listing
-from headstart_medical.folders import SPLIT_NAMES, read_folder
-from headstart_medical.paths import missing, shown, stem
+from headstart_medical.folders import LABEL, SPLIT_NAMES, read_folder
+from headstart_medical.paths import counted, missing, shown, stem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _WORDS = {"ct": "ct", "mr": "mri", "mri": "mri", "t1": "mri", "t2": "mri",
           "flair": "mri", "t1w": "mri", "t2w": "mri", "t1gd": "mri",
-          "t1ce": "mri", "adc": "mri", "dwi": "mri"}  # fmt: skip
+          "t1ce": "mri", "adc": "mri", "dwi": "mri", "pet": "pet",
+          "suv": "pet"}  # fmt: skip
 
 
 def from_asset(asset: Asset, folder: Path, settings: CaseSettings) -> Listing:
@@ -58,14 +59,8 @@ def read_json(path: Path, settings: CaseSettings, findings: Findings) -> Listing
 
     Cases of its ``test`` list that have no label are used for pretraining alone.
     """
-    try:
-        data = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        findings.fatal.append(Fault("not valid JSON", shown(path), str(error)))
-        return Listing()
-    if not isinstance(data, dict):
-        what = "no data set: an object with `training` is expected"
-        findings.fatal.append(Fault(what, shown(path)))
+    data = _object(path, findings)
+    if not data:
         return Listing()
     channels = _named(data.get("channel_names") or data.get("modality"))
     labels = {name: value for value, name in _numbered(data.get("labels")).items()}
@@ -99,9 +94,41 @@ def read_json(path: Path, settings: CaseSettings, findings: Findings) -> Listing
                 case.split = SPLIT_NAMES[part]
             listing.cases.append(case)
     if unused:
-        what = f"{unused} cases of its test list have no label and are not used"
-        findings.warnings.append(Fault(what, shown(path)))
+        what = f"not used: {counted(unused, 'case')} of its test list without a label"
+        fix = f"headstart predict RUN {shown(path)}"
+        findings.warnings.append(Fault(what, shown(path), fix=fix))
     return listing
+
+
+def test_cases(path: Path, settings: CaseSettings, findings: Findings) -> list[Case]:
+    """The volumes of the ``test`` list of a ``dataset.json``, to predict for."""
+    data = _object(path, findings)
+    listed = data.get("test") if data else None
+    if data and not isinstance(listed, list):
+        what, fix = "no list `test` of volumes", "give the folder of the volumes"
+        findings.fatal.append(Fault(what, shown(path), fix=fix))
+    found = []
+    for index, entry in enumerate(listed if isinstance(listed, list) else ()):
+        where = f"{shown(path)}, test[{index}]"
+        if case := _entry(entry, path.parent, where, settings, findings):
+            case.labels = ()
+            _check_files(case, findings)
+            found.append(case)
+    return found
+
+
+def _object(path: Path, findings: Findings) -> dict[str, Any]:
+    """A JSON file's object; empty, and a fault, for another file."""
+    try:
+        data = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        findings.fatal.append(Fault("not valid JSON", shown(path), str(error)))
+        return {}
+    if not isinstance(data, dict) or not data:
+        what = "no data set: an object with `training` is expected"
+        findings.fatal.append(Fault(what, shown(path)))
+        return {}
+    return data
 
 
 def _entry(
@@ -180,6 +207,8 @@ def read_table(path: Path, settings: CaseSettings, findings: Findings) -> Listin
     wanted = {name: "data.channels" for name in images if name in channels}
     wanted = {settings.image: "data.image", **wanted} if not wanted else wanted
     wanted |= {name: "data.labels" for name in labels}
+    if not labels and settings.label != LABEL:
+        wanted[settings.label] = "data.label"
     wanted |= {patient: "data.patient"} if patient else {}
     faults = _missing_columns(path, header, wanted)
     findings.fatal += faults

@@ -15,6 +15,8 @@ from headstart.data import Baseline
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from headstart_nlp.checks import Rows
+
 INVERSE_PENALTY = 10.0
 """Chosen on validation: the default of 1 costs two points on short texts, and a
 baseline should be as good as it simply can be."""
@@ -119,3 +121,10 @@ def _ridge(
     known, unknown = _tf_idf(texts, test_texts)
     predicted: np.ndarray = Ridge().fit(known, targets).predict(unknown)
     return predicted
+
+
+def joined(rows: Rows) -> list[str]:
+    """Texts, each with its second one behind it."""
+    if not rows.pairs:
+        return rows.texts
+    return [" ".join(both) for both in zip(rows.texts, rows.pairs, strict=True)]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from headstart.errors import Fault, nearest
 from headstart_nlp.checks import Rows, names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from headstart.data import Findings
     from headstart_nlp.settings import TableSettings
@@ -24,10 +26,11 @@ def check_classes(
 
     Args:
         parts: Rows by split; ``train`` holds everything that will be split at random.
+            Without it ``labels`` are those of a trained model.
         settings: ``labels`` or ``bins`` name the classes, if the user does.
         findings: Takes the faults.
     """
-    train = parts["train"]
+    train = parts.get("train", Rows())
     given = settings.labels or tuple(
         sorted(settings.bins, key=settings.bins.__getitem__)
     )
@@ -47,6 +50,9 @@ def check_classes(
         counts = Counter(n for target in good for n in names(target))
         rare |= {n for t in train.targets for n in names(t)} - set(counts)
     labels = given or _ordered(counts)
+    without = "data.labels does not have it"
+    if "train" not in parts:
+        without = "the run was trained without it"
     kept = {}
     for split, rows in parts.items():
         good_rows = []
@@ -55,7 +61,7 @@ def check_classes(
             for n in names(target):
                 if given and n not in given:
                     what, fix = f"unknown label: {n!r}", nearest(n, given)
-                    fault = Fault(what, why="data.labels does not have it", fix=fix)
+                    fault = Fault(what, why=without, fix=fix)
                 elif split == "train" and n in rare:
                     what = f"a class with fewer than 2 rows: {n!r}"
                     why = "one row cannot be both learned from and tested on"
@@ -73,7 +79,8 @@ def check_classes(
                 table.file, number, Fault(fault.what, where, fault.why, fault.fix)
             )
         kept[split] = rows.take(good_rows)
-    _check_enough(kept["train"], labels, settings, findings)
+    if "train" in kept:
+        _check_enough(kept["train"], labels, settings, findings)
     return kept, labels
 
 
@@ -133,3 +140,18 @@ def check_regression(rows: Rows, findings: Findings) -> None:
         what = f"every row has the label {rows.targets[0]}"
         where, fix = rows.places[0][0].file, "check data.label"
         findings.fatal.append(Fault(what, where=where, fix=fix))
+
+
+def task_of(train: Rows, kind: str, labels: tuple[str, ...]) -> dict[str, Any]:
+    """What the head is built for: from the final training split."""
+    if kind == "regression":
+        values = np.array(train.targets, dtype=float)
+        return {"kind": kind, "mean": float(values.mean()), "std": float(values.std())}
+    counts = count(train, labels)
+    return {"kind": kind, "labels": list(labels), "counts": list(counts.values())}
+
+
+def count(rows: Rows, labels: Sequence[str]) -> dict[str, int]:
+    """Rows of each class."""
+    found = Counter(name for target in rows.targets for name in names(target))
+    return {label: found[label] for label in labels}

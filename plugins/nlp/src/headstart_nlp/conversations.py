@@ -218,8 +218,8 @@ class Conversations(LanguageData):
         ``data.prompt`` is made of, or with ``prompt``.
 
         Raises:
-            DataError: Inputs that are no conversation, or longer than the model reads;
-                names them all.
+            DataError: Inputs that are no conversation, or longer than the model reads,
+                by :meth:`leave_out`.
         """
         faults: list[Fault] = []
         samples: list[Sample] = []
@@ -235,9 +235,10 @@ class Conversations(LanguageData):
             except DataError as error:
                 faults += [replace(fault, where=where) for fault in error.faults]
                 continue
-            faults += self.too_long(ids, where)
-            if not len(ids):
-                faults.append(Fault("the tokenizer makes nothing of it", where))
+            found = self.prompt_faults(ids, where)
+            faults += found
+            if found:
+                continue
             samples.append(
                 {
                     "id": str(given.get("id", i) if isinstance(given, dict) else i),
@@ -245,8 +246,7 @@ class Conversations(LanguageData):
                     "documents": [(ids, np.zeros(len(ids), dtype=bool))],
                 }
             )
-        if faults:
-            raise DataError(*faults)
+        self.leave_out(faults, len(samples))
         return samples
 
     def _turns(self, given: Any, where: str) -> tuple[Messages, list[Fault]]:

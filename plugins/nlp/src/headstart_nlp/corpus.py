@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart.errors import DataError, Fault
+from headstart.errors import Fault
 from headstart_nlp import checks
 from headstart_nlp.documents import read_documents
 from headstart_nlp.language_data import LanguageData, shortened
@@ -69,27 +69,28 @@ class Corpus(LanguageData):
         """Prompts to continue: texts, or dictionaries with ``text`` (and ``id``).
 
         Raises:
-            DataError: Inputs without text, or longer than the model reads; all of them.
+            DataError: Inputs without text, or longer than the model reads, by
+                :meth:`leave_out`.
         """
         faults: list[Fault] = []
-        found: list[tuple[str, str]] = []
+        found: list[tuple[int, str, str]] = []
         for i, given in enumerate(inputs, start=1):
             values = given if isinstance(given, dict) else {"text": given}
             text = values.get("text", values.get(self.settings.text))
-            faults += checks.text_faults("text", text, f"input {i}")
-            found.append((str(values.get("id", i)), str(text)))
-        if faults:
-            raise DataError(*faults)
+            wrong = checks.text_faults("text", text, f"input {i}")
+            faults += wrong
+            if not wrong:
+                found.append((i, str(values.get("id", i)), str(text)))
         samples: list[Sample] = []
-        encoded = self.encode_texts([text for _, text in found])
-        for i, ((name, text), ids) in enumerate(zip(found, encoded, strict=True), 1):
-            faults += self.too_long(ids, f"input {i}")
-            if not len(ids):
-                faults.append(Fault("the tokenizer makes nothing of it", f"input {i}"))
+        encoded = self.encode_texts([text for _, _, text in found])
+        for (i, name, text), ids in zip(found, encoded, strict=True):
+            wrong = self.prompt_faults(ids, f"input {i}")
+            faults += wrong
+            if wrong:
+                continue
             nothing = np.zeros(len(ids), dtype=bool)
             samples.append({"id": name, "text": text, "documents": [(ids, nothing)]})
-        if faults:
-            raise DataError(*faults)
+        self.leave_out(faults, len(samples))
         return samples
 
     def input_name(self, sample: Sample) -> str:

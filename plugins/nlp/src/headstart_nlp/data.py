@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import torch
 from headstart.data import DataModule
 from headstart.errors import DataError, Fault
 from headstart_nlp import augment, checks, classes, locations, splits, tables, tokens
-from headstart_nlp.baselines import baselines
+from headstart_nlp.baselines import baselines, joined
 from headstart_nlp.checks import Rows, names
 
 if TYPE_CHECKING:
@@ -54,9 +53,27 @@ class TextTable(DataModule):
 
     def load(self) -> None:
         """Read, check and split."""
-        findings = self.findings
-        self.settings = settings = locations.completed(self.settings)
-        found = self._read()
+        self.settings = locations.completed(self.settings)
+        parts, labels = self._checked(self._read(SPLITS))
+        self._rows = self._split(parts)
+        checks.warn_leaks(self._rows, self.findings)
+        self.task = classes.task_of(self._rows["train"], self.settings.kind, labels)
+
+    def load_split(self, split: Split) -> bool:
+        """Where ``data.validation_path`` or ``data.test_path`` names the split."""
+        settings = locations.completed(self.settings)
+        if split == "train" or not getattr(settings, f"{split}_path"):
+            return False
+        known = {"labels": tuple(self.task.get("labels", ()))}
+        self.settings = settings.model_copy(update=known)
+        self._rows, _ = self._checked(self._read((split,)))
+        return True
+
+    def _checked(
+        self, found: dict[str, Table]
+    ) -> tuple[dict[str, Rows], tuple[str, ...]]:
+        """The good rows by split, and the classes."""
+        settings, findings = self.settings, self.findings
         if wrong := checks.check_settings(settings):
             # What such settings would make of the rows is noise.
             findings.fatal += wrong
@@ -67,19 +84,16 @@ class TextTable(DataModule):
             self._outside += outside
             table.columns.clear()
         labels: tuple[str, ...] = ()
-        if "train" in parts:
-            if settings.kind == "regression":
-                classes.check_regression(parts["train"], findings)
-            else:
-                parts, labels = classes.check_classes(parts, settings, findings)
+        if "train" in parts and settings.kind == "regression":
+            classes.check_regression(parts["train"], findings)
+        elif "train" in parts or settings.labels:
+            parts, labels = classes.check_classes(parts, settings, findings)
         findings.settle(settings, sum(table.total for table in found.values()))
         if bare := [split for split, rows in parts.items() if not len(rows)]:
             what = f"no sample is left for {' and '.join(bare)}"
             why = f"{self._outside} rows have a score in none of data.bins"
             raise DataError(what, where=settings.path, why=why, fix="check data.bins")
-        self._rows = self._split(parts)
-        checks.warn_leaks(self._rows, findings)
-        self.task = _task(self._rows["train"], settings.kind, labels)
+        return parts, labels
 
     def prepare(self, preprocessing: Mapping[str, Any]) -> None:
         """Tokenize, each text once."""
@@ -96,7 +110,7 @@ class TextTable(DataModule):
             self._samples[split] = self._tokenize(rows, split)
         self._warn_cut()
 
-    def _read(self) -> dict[str, Table]:
+    def _read(self, splits: Sequence[Split]) -> dict[str, Table]:
         settings = self.settings
         if not settings.path:
             fix = "give your file, e.g. data.path=reviews.csv"
@@ -106,15 +120,17 @@ class TextTable(DataModule):
             return {}
         roles = {key: getattr(settings, key) for key in ("text", "pair", "label", "id")}
         wanted = {role: column for role, column in roles.items() if column}
-        path = locations.file_of(settings.path)
-        found = tables.read(path, "data.path", wanted, settings, self.findings)
-        for split in ("validation", "test"):
-            path = locations.shown(getattr(settings, f"{split}_path"))
-            if path:
-                key = f"data.{split}_path"
-                other = tables.read(path, key, wanted, settings, self.findings)
-                if other:
-                    found[split] = other.get(split, other["train"])
+        found: dict[str, Table] = {}
+        for split in splits:
+            name = "path" if split == "train" else f"{split}_path"
+            if path := getattr(settings, name):
+                file, key = locations.file_of(path), f"data.{name}"
+                read = tables.read(file, key, wanted, settings, self.findings)
+                # One file may have all splits; one of its own goes before that.
+                if split == "train":
+                    found = read
+                elif read:
+                    found[split] = read.get(split, read["train"])
         return found
 
     def _split(self, parts: dict[str, Rows]) -> dict[str, Rows]:
@@ -280,7 +296,7 @@ class TextTable(DataModule):
         The names of the recipe's columns serve as well as ``text`` and ``pair``.
 
         Raises:
-            DataError: Inputs without text; names them all.
+            DataError: Inputs without text, by :meth:`leave_out`.
         """
         rows = Rows()
         faults: list[Fault] = []
@@ -292,14 +308,19 @@ class TextTable(DataModule):
             found: dict[str, Any] = {
                 role: values.get(role, values.get(key)) for role, key in keys.items()
             }
-            for role, value in found.items():
-                faults += checks.text_faults(role, value, f"input {i}")
+            wrong = [
+                fault
+                for role, value in found.items()
+                for fault in checks.text_faults(role, value, f"input {i}")
+            ]
+            faults += wrong
+            if wrong:
+                continue
             rows.ids.append(str(values.get("id", i)))
             rows.texts.append(found["text"])
             if "pair" in found:
                 rows.pairs.append(found["pair"])
-        if faults:
-            raise DataError(*faults)
+        self.leave_out(faults, len(rows))
         return self._tokenize(rows, "inputs")
 
     def input_name(self, sample: Sample) -> str:
@@ -342,7 +363,7 @@ class TextTable(DataModule):
     def baselines(self) -> Iterator[Baseline]:
         """The most frequent answer, and a linear model on tf-idf, fitted on train."""
         train, test = (
-            (_joined(self._rows[split]), self._targets(self._rows[split]))
+            (joined(self._rows[split]), self._targets(self._rows[split]))
             for split in ("train", "test")
         )
         yield from baselines(
@@ -356,7 +377,8 @@ class TextTable(DataModule):
         described: dict[str, Any] = {split: len(rows[split]) for split in SPLITS}
         if self.task["kind"] != "regression":
             described["classes"] = {
-                split: _counts(rows[split], self.task["labels"]) for split in SPLITS
+                split: classes.count(rows[split], self.task["labels"])
+                for split in SPLITS
             }
         described["tokens"] = {
             "median": float(np.median(lengths)),
@@ -371,23 +393,3 @@ class TextTable(DataModule):
             if split in self._random:
                 described[f"{split} split"] = how
         return described
-
-
-def _joined(rows: Rows) -> list[str]:
-    """Texts, each with its second one behind it."""
-    if not rows.pairs:
-        return rows.texts
-    return [" ".join(both) for both in zip(rows.texts, rows.pairs, strict=True)]
-
-
-def _task(train: Rows, kind: str, labels: tuple[str, ...]) -> dict[str, Any]:
-    if kind == "regression":
-        values = np.array(train.targets, dtype=float)
-        return {"kind": kind, "mean": float(values.mean()), "std": float(values.std())}
-    counts = _counts(train, labels)
-    return {"kind": kind, "labels": list(labels), "counts": list(counts.values())}
-
-
-def _counts(rows: Rows, labels: Sequence[str]) -> dict[str, int]:
-    found = Counter(name for target in rows.targets for name in names(target))
-    return {label: found[label] for label in labels}

@@ -107,22 +107,37 @@ class LanguageData(DataModule):
         self.settings = locations.completed(self.settings)
         settings = self.settings
         findings.fatal += self.check_settings()
-        found = self._read()
+        found = self._read(SPLITS)
         if settings.general:
             texts = read_general(settings, findings)
             order = np.random.default_rng([self.seed, 4]).permutation(len(texts))
             self._general = [texts[i] for i in sorted(order[:GENERAL].tolist())]
-        total = sum(map(len, found.values())) + len(findings.samples)
-        findings.settle(settings, total)
-        if bare := [split for split, documents in found.items() if not documents]:
-            what = f"no document is left for {' and '.join(bare)}"
-            raise DataError(what, where=settings.path, fix="give more documents")
+        self._settle(found)
         self._documents = self._split(found)
         self._warn_leaks()
         self.task = {"kind": settings.kind}
         if settings.tokenizer:
             # What the head generates has to become text again.
             self.task["tokenizer"] = settings.tokenizer
+
+    def load_split(self, split: Split) -> bool:
+        """Where ``data.validation_path`` or ``data.test_path`` names the split."""
+        self.settings = locations.completed(self.settings)
+        if split == "train" or not getattr(self.settings, f"{split}_path"):
+            return False
+        self.findings.fatal += self.check_settings()
+        found = self._read((split,))
+        self._settle(found)
+        self._documents = {split: found[split]}
+        return True
+
+    def _settle(self, found: Mapping[str, Sequence[Document]]) -> None:
+        """Apply ``data.bad``; something must be left of each split."""
+        total = sum(map(len, found.values())) + len(self.findings.samples)
+        self.findings.settle(self.settings, total)
+        if bare := [split for split, documents in found.items() if not documents]:
+            what = f"no document is left for {' and '.join(bare)}"
+            raise DataError(what, where=self.settings.path, fix="give more documents")
 
     def prepare(self, preprocessing: Mapping[str, Any]) -> None:
         """Make tokens of the documents, and rows of those of train."""
@@ -135,7 +150,7 @@ class LanguageData(DataModule):
             raise DataError(*findings.fatal)
         for split, documents in self._documents.items():
             self._samples[split] = self._tokenized(split, documents)
-        if not self._documents:
+        if "train" not in self._documents:
             return
         self._warn_counts()
         self.task["probe"] = {"prompts": self._prompts(), "general": self._forgetting()}
@@ -222,8 +237,10 @@ class LanguageData(DataModule):
                 described[f"{split} split"] = how
         return described
 
-    def too_long(self, ids: Sequence[int] | np.ndarray, where: str) -> list[Fault]:
-        """The fault of a prompt that leaves no place for an answer; none if it does."""
+    def prompt_faults(self, ids: Sequence[int] | np.ndarray, where: str) -> list[Fault]:
+        """The fault of a prompt that is nothing, or leaves no place for an answer."""
+        if not len(ids):
+            return [Fault("the tokenizer makes nothing of it", where)]
         limit = self.preprocessing.get("max_positions")
         if not limit or len(ids) < limit:
             return []
@@ -232,7 +249,7 @@ class LanguageData(DataModule):
         why = f"the model reads {limit} tokens at once, one of them its answer"
         return [Fault(what, where, why, "shorten the prompt")]
 
-    def _read(self) -> dict[str, list[Document]]:
+    def _read(self, splits: Sequence[Split]) -> dict[str, list[Document]]:
         settings = self.settings
         if not settings.path:
             fix = "give your file or folder, e.g. data.path=texts.jsonl"
@@ -240,12 +257,15 @@ class LanguageData(DataModule):
                 Fault("data.path is empty", "data.path", fix=fix)
             )
             return {}
-        found = self.read(locations.file_of(settings.path), "data.path")
-        for split in SPLITS[1:]:
-            if path := getattr(settings, f"{split}_path"):
-                other = self.read(locations.shown(path), f"data.{split}_path")
-                if other:
-                    found[split] = other.get(split, other["train"])
+        found: dict[str, list[Document]] = {}
+        for split in splits:
+            name = "path" if split == "train" else f"{split}_path"
+            if path := getattr(settings, name):
+                read = self.read(locations.file_of(path), f"data.{name}")
+                if split == "train":
+                    found = read
+                elif read:
+                    found[split] = read.get(split, read["train"])
         return found
 
     def _split(self, found: dict[str, list[Document]]) -> dict[Split, list[Document]]:

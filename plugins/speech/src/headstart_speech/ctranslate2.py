@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +19,12 @@ from headstart.files import write_text
 from headstart.weights.conversion import TENSORS, converted_once, one_file
 from headstart.weights.sources import Weights
 from headstart.weights.tensors import files_sha256
+from headstart_speech.audio_faults import expanded
 from headstart_speech.model_bin import SCALE, ModelBin, read_model_bin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -66,7 +67,7 @@ def resolve_ctranslate2(reference: str, context: SourceContext) -> Weights:
         UserError: There is no such file, it is damaged or holds another model, or the
             cache cannot be written.
     """
-    inside = Path(reference).expanduser() / MODEL
+    inside = expanded(reference) / MODEL
     found = str(inside) if inside.is_file() else reference
     path, licence = one_file("ctranslate2", found, ".bin", context)
     tokenizer = path.with_name(TOKENIZER)

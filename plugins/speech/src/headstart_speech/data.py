@@ -18,7 +18,7 @@ from headstart_speech.audio_faults import AudioError
 from headstart_speech.checks import RATE, check_clips, check_settings, settle
 from headstart_speech.geometry import frame_counts, shortest_clip
 from headstart_speech.inputs import input_samples
-from headstart_speech.sources import completed, read_all
+from headstart_speech.sources import completed, read_all, read_split
 from headstart_speech.splits import SPLITS, split_clips
 from headstart_speech.waveforms import Waveforms, stacked
 
@@ -63,6 +63,10 @@ class AudioModule(DataModule):
     def make_task(self) -> dict[str, Any]:
         """What the head must know, once the clips are split."""
 
+    def trained_settings(self) -> UtteranceSettings | UnlabelledSettings:
+        """The settings as the ``task`` of a trained model fixes them."""
+        return self.settings
+
     def check_frames(self, clips: Sequence[Clip]) -> None:
         """Faults and warnings of clips that the backbone takes, in ``findings``."""
 
@@ -71,18 +75,26 @@ class AudioModule(DataModule):
     def load(self) -> None:
         """Read, check and split."""
         self.settings = settings = completed(self.settings)
-        findings = self.findings
-        findings.fatal += check_settings(settings)
-        if findings.fatal:
-            # What such settings would make of the clips is noise.
-            findings.settle(settings, total=0)
-        upsample = self.asked.get("upsample", 1)
-        clips = check_clips(read_all(settings, findings), settings, findings, upsample)
-        self._read = len({clip.where for clip in clips} | findings.samples.keys())
-        clips = settle(clips, settings, findings)
-        self.clips = split_clips(clips, settings, self.seed, findings)
+        self._check_settings()
+        clips = self._checked(read_all(settings, self.findings), settings)
+        self.clips = split_clips(clips, settings, self.seed, self.findings)
         self.task = self.make_task()
         self._make_samples()
+
+    def load_split(self, split: Split) -> bool:
+        """Read and check the clips of ``data.test_path`` or ``validation_path`` alone.
+
+        Their transcripts are those that the ``task`` of the trained model can say.
+        """
+        self.settings = completed(self.settings)
+        listed = read_split(self.settings, split, self.findings)
+        if listed is None:
+            return False
+        self._check_settings()
+        clips = self._checked(listed, self.trained_settings())
+        self.clips = {**{name: [] for name in SPLITS}, split: clips}
+        self._make_samples()
+        return True
 
     def prepare(self, preprocessing: Mapping[str, Any]) -> None:
         """Find out how many frames clips have, and refuse those that do not fit.
@@ -168,12 +180,16 @@ class AudioModule(DataModule):
         """Samples of audio files and folders; see :func:`.inputs.input_samples`.
 
         Raises:
-            DataError: Inputs that cannot be heard; names them all.
+            DataError: Inputs that cannot be heard, by :meth:`leave_out`.
         """
         longest = self.settings.longest
         if most := self.preprocessing.get("longest"):
             longest = min(longest, most / RATE)
-        return input_samples(inputs, longest, shortest_clip(self._layers) / RATE)
+        shortest = shortest_clip(self._layers) / RATE
+        listen = self.skipped is not None
+        samples, faults = input_samples(inputs, longest, shortest, listen=listen)
+        self.leave_out(faults, len(samples))
+        return samples
 
     def input_sizes(self, samples: Sequence[Sample]) -> np.ndarray:
         return np.array([s["clip"].samples(RATE) for s in samples], dtype=np.int64)
@@ -227,6 +243,24 @@ class AudioModule(DataModule):
         return described
 
     # What is behind it
+
+    def _check_settings(self) -> None:
+        faults = check_settings(self.settings)
+        if faults:
+            # What such settings would make of the clips is noise.
+            raise DataError(*faults)
+
+    def _checked(
+        self,
+        listed: Sequence[Clip],
+        settings: UtteranceSettings | UnlabelledSettings,
+    ) -> list[Clip]:
+        """The clips that are good, by ``data.bad``."""
+        findings = self.findings
+        upsample = self.asked.get("upsample", 1)
+        clips = check_clips(listed, settings, findings, upsample)
+        self._read = len({clip.where for clip in clips} | findings.samples.keys())
+        return settle(clips, settings, findings)
 
     def frame_count(self, samples: Counts) -> Counts:
         """Frames that the backbone makes of clips of so many samples at 16 kHz."""

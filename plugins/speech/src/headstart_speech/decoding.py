@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from headstart.errors import UserError
+from headstart_speech.audio_faults import expanded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -93,7 +94,7 @@ class BeamSearch:
                 self._decoder: Any = build(
                     lexicon=str(lexicon) if words is not None else None,
                     tokens=tokens,
-                    lm=str(Path(options.lm).expanduser()) if options.lm else None,
+                    lm=str(expanded(options.lm)) if options.lm else None,
                     lm_dict=str(listed) if scores_tokens else None,
                     beam_size=options.beam_size,
                     lm_weight=options.lm_weight,
@@ -205,7 +206,7 @@ def _words(path: Path) -> list[str]:
 
 def _opened(path: Path, option: str) -> Any:
     try:
-        return path.expanduser().open("rb")
+        return expanded(path).open("rb")
     except OSError as error:
         raise UserError(
             f"{str(path)!r} cannot be read", where=option, why=error.strerror or ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 from collections import defaultdict
@@ -15,12 +16,14 @@ from headstart_speech.clips import Clip
 from headstart_speech.manifests import read_manifest, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from headstart.data import Findings, Split
     from headstart_speech.settings import AudioSettings
 
 TRANSCRIPTS = ".trans.txt"
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson")
+"""Endings of files in a folder that are taken for manifests."""
 COMMON_VOICE_FILES: dict[Split, str] = {
     "train": "train.tsv",
     "validation": "dev.tsv",
@@ -60,14 +63,80 @@ def audio_files(root: Path) -> list[Path]:
     return [path for path in walk(root) if path.suffix.lower() in ENDINGS]
 
 
-def is_librispeech(root: Path) -> bool:
-    """Whether one of the files is a LibriSpeech chapter's transcripts."""
-    return any(path.name.endswith(TRANSCRIPTS) for path in walk(root))
+def layout(root: Path) -> str:
+    """``librispeech``, ``common-voice`` (the folder of a language) or ``folder``."""
+    if any(path.name.endswith(TRANSCRIPTS) for path in walk(root)):
+        return "librispeech"
+    return "common-voice" if _is_common_voice(root) else "folder"
 
 
-def is_common_voice_folder(root: Path) -> bool:
-    """Whether it is the folder of a language of Common Voice."""
+def _is_common_voice(root: Path) -> bool:
     return (root / "clips").is_dir() and any(root.glob("*.tsv"))
+
+
+def manifests_in(root: Path) -> list[Path]:
+    """What else in a folder could be read: manifests, and folders of Common Voice."""
+    tables = [path for path in walk(root) if path.suffix.lower() in TABLES]
+    voices = {place: _is_common_voice(place) for place in {p.parent for p in tables}}
+    return list(dict.fromkeys(p.parent if voices[p.parent] else p for p in tables))
+
+
+def several(paths: Iterable[Path]) -> str:
+    """How to name several paths on a command line."""
+    names = json.dumps([*map(shown, paths)], ensure_ascii=False)
+    return f"'data.path={names}'"
+
+
+_TAKEN = {
+    "librispeech": "its LibriSpeech part",
+    "common-voice": "its Common Voice part",
+    "folder": "its audio files that have a .txt file beside them",
+}
+
+
+def left_over(
+    root: Path,
+    clips: Sequence[Clip],
+    named: Sequence[Path],
+    settings: AudioSettings,
+) -> Fault | None:
+    """What lies in a folder beside the layout that was read, and is in no clip.
+
+    Args:
+        root: A folder whose layout was told by a look.
+        clips: The clips of all paths.
+        named: All paths that are read.
+        settings: Whether transcripts are needed.
+    """
+    kind = layout(root)
+    known = {clip.path for clip in clips}
+    sounds, places = [], []
+    if kind != "folder":
+        sounds = [path for path in audio_files(root) if path not in known]
+    if kind == "common-voice":
+        # What is not validated, or not in the split, is left by those who made it.
+        sounds = [path for path in sounds if not path.is_relative_to(root / "clips")]
+    if settings.kind == "transcription":
+        places = [path for path in manifests_in(root) if path not in (root, *named)]
+    if not sounds and not places:
+        return None
+    left = [shown(path) for path in places[:3]]
+    if len(places) > 3:
+        left[-1] += " …"
+    if sounds:
+        files = "1 audio file" if len(sounds) == 1 else f"{len(sounds)} audio files"
+        left.append(f"{files} ({shown(sounds[0])}{' …' * (len(sounds) > 1)})")
+    inside = [place if place.is_dir() else place.parent for place in places]
+    rest = [p for p in sounds if not any(p.is_relative_to(place) for place in inside)]
+    parts = {root / path.relative_to(root).parts[0] for path in rest}
+    wanted = [root, *places, *sorted(part for part in parts if part.is_dir())]
+    fix = f"to read them too: {several(wanted)}"
+    return Fault(
+        f"of this folder {_TAKEN[kind]} alone is read",
+        shown(root),
+        f"left: {', '.join(left)}",
+        fix if len(wanted) in range(2, 7) else "give its parts: data.path takes a list",
+    )
 
 
 def read_librispeech(
@@ -143,15 +212,23 @@ def read_common_voice(
 
 
 def read_audio_folder(
-    root: Path, settings: AudioSettings, findings: Findings
+    root: Path, settings: AudioSettings, findings: Findings, key: str = "data.path"
 ) -> list[Clip]:
-    """Audio files, each with its transcript in a ``.txt`` file beside it."""
+    """Audio files, each with its transcript in a ``.txt`` file beside it.
+
+    Args:
+        root: The folder.
+        settings: Whether transcripts are needed, and their encoding.
+        findings: Takes the faults.
+        key: The setting that names the folder, for faults.
+    """
     labelled = settings.kind == "transcription"
     files = audio_files(root)
     if not files:
         names = sorted(path.name for path in root.iterdir())[:8]
         why = f"it has {', '.join(names)}" if names else "it is empty"
         fix = "name a folder with WAV, FLAC, OGG or MP3 files"
+        fix = _manifest_hint(root, key) or fix
         findings.fatal.append(Fault("no audio files", shown(root), why, fix))
     clips = []
     for path in files:
@@ -165,9 +242,19 @@ def read_audio_folder(
     if labelled and clips and all(clip.text is None for clip in clips):
         why = f"{len(clips)} audio files, and no .txt file beside any"
         fix = "put NAME.txt beside NAME.wav, or give a manifest with a column of texts"
+        fix = _manifest_hint(root, key) or fix
         findings.fatal.append(Fault("no transcripts", shown(root), why, fix))
         return []
     return clips
+
+
+def _manifest_hint(root: Path, key: str) -> str:
+    """How to name a manifest that is in a folder."""
+    found = [shown(path) for path in manifests_in(root)]
+    if len(found) < 2:
+        return f"name the manifest in it: {key}={found[0]}" if found else ""
+    more = f"{', '.join(found[1:3])}{' …' * (len(found) > 3)}"
+    return f"name a manifest in it: {key}={found[0]} (also {more})"
 
 
 def _transcript(

@@ -15,6 +15,7 @@ from headstart_speech.ctc import ctc_losses
 from headstart_speech.decoding import BeamSearch, greedy, spelled
 from headstart_speech.layers import LAYERS, Doubling
 from headstart_speech.options import TranscribeOptions
+from headstart_speech.predictions import SUBTITLES
 from headstart_speech.vocabulary import common_names
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ class CTCHead(Head):
         asked = self.options
         if not isinstance(asked, TranscribeOptions):
             asked = None
-        timed = asked is None or asked.format == "srt"
+        timed = asked is None or asked.format in SUBTITLES
         timed = timed or (asked is not None and asked.timestamps)
         rows = []
         for text, words in zip(outputs["prediction"], outputs["words"], strict=True):

@@ -12,9 +12,10 @@ from headstart.settings import PredictOptions
 class TranscribeOptions(PredictOptions):
     """How recordings become text, and how it is written."""
 
-    format: Literal["text", "json", "srt"] = "text"
-    """Plain text, JSON with segments and words, or subtitles; of one recording they
-    are printed as they are."""
+    format: Literal["text", "json", "srt", "vtt", "tsv"] = "text"
+    """Plain text, JSON with segments and words, or subtitles: SRT, WebVTT, or a table
+    with start and end in milliseconds; of one recording text and subtitles are printed
+    as they are."""
     timestamps: bool = True
     """Give each word's start and end in JSON; subtitles always have their times."""
     decoder: Literal["greedy", "beam"] = "greedy"
@@ -39,6 +40,14 @@ class TranscribeOptions(PredictOptions):
         given = value != cls.model_fields[str(info.field_name)].default
         if given and info.data.get("decoder") == "greedy":
             raise ValueError("the greedy decoder has no use for it: add --decoder beam")
+        if given and info.field_name == "lm_weight" and not info.data.get("lm"):
+            raise ValueError("it weighs a language model: name one with --lm")
+        if (
+            given
+            and info.field_name == "word_score"
+            and not (info.data.get("lm") or info.data.get("words"))
+        ):
+            raise ValueError("it scores listed words: add --words, or --lm")
         return value
 
     def bare(self) -> str:

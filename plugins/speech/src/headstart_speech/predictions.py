@@ -1,4 +1,4 @@
-"""Transcripts as files: text, JSON with times, and SRT subtitles, one of each an input.
+"""Transcripts as files: text, JSON with times, and subtitles, one of each an input.
 
 A long file is predicted in pieces, which come one after the other. Of a sample this
 reads ``seconds``, its length; ``start``, where in its file it begins, in seconds; and
@@ -14,14 +14,15 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart_speech.subtitles import srt
+from headstart_speech.subtitles import srt, tsv, vtt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     Row = dict[str, Any]
 
-FORMATS = {"text": ".txt", "json": ".json", "srt": ".srt"}
+SUBTITLES = {"srt": srt, "vtt": vtt, "tsv": tsv}
+FORMATS = {"text": ".txt", "json": ".json", **{key: f".{key}" for key in SUBTITLES}}
 INDEX = "predictions.jsonl"
 LONGEST_NAME = 60
 """Characters of a file's name: at most 255 bytes with its ending in every script."""
@@ -43,9 +44,10 @@ def joined(
         name: What the input of a sample is called.
 
     Yields:
-        ``input`` and, by the format that is wanted, ``text``; or ``srt``; or ``text``,
-        ``seconds`` and ``segments``, each with ``start``, ``end``, ``text`` and, where
-        they are known, ``words``; all times in seconds from the input's start.
+        ``input`` and, by the format that is wanted, ``text``; or ``srt``, ``vtt`` or
+        ``tsv``; or ``text``, ``seconds`` and ``segments``, each with ``start``,
+        ``end``, ``text`` and, where they are known, ``words``; all times in seconds
+        from the input's start.
     """
     for row, wanted in _whole(samples, predictions, name):
         yield _shaped(row, wanted)
@@ -128,8 +130,8 @@ def _segment(text: str, words: Any, start: float, stop: float) -> Row:
 
 
 def _shaped(row: Row, wanted: str) -> Row:
-    if wanted == "srt":
-        return {"input": row["input"], "srt": srt(row["segments"])}
+    if write := SUBTITLES.get(wanted):
+        return {"input": row["input"], wanted: write(row["segments"])}
     return {key: row[key] for key in ("input", "text")} if wanted == "text" else row
 
 
@@ -137,8 +139,8 @@ def _contents(row: Row, form: str) -> str:
     if form == "text":
         # A line a piece: an hour on one line is no text to read.
         return "".join(f"{segment['text']}\n" for segment in row["segments"])
-    if form == "srt":
-        return srt(row["segments"])
+    if write := SUBTITLES.get(form):
+        return write(row["segments"])
     return json.dumps(row, ensure_ascii=False, indent=1) + "\n"
 
 

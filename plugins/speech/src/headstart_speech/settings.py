@@ -81,17 +81,21 @@ class AudioSettings(DataSettings):
     )
     """How ``path`` is laid out; ``auto`` looks at it."""
     audio: str = "path"
-    """Column of the audio file; relative paths start at the manifest's folder."""
+    """Column of the audio file; relative paths start at the manifest's folder. Where
+    there is no ``path``, the column that is called ``audio_filepath`` (NeMo),
+    ``file_name`` (Hugging Face's audio folders) or ``wav`` (SpeechBrain) is taken."""
     id: str = ""
     """Column of the clip's identity; empty takes ``id`` where there is one, else the
     file's name, or the manifest's name and line."""
     speaker: str = ""
-    """Column of the speaker; empty takes ``speaker`` where there is one."""
+    """Column of the speaker; empty takes ``speaker`` where there is one, else
+    ``spk_id``."""
     start: str = ""
     """Column of where the clip begins in its file, in seconds; empty takes ``start``
-    where there is one."""
+    where there is one, and of NeMo's manifests ``offset``."""
     end: str = ""
-    """Column of where it ends, in seconds; empty takes ``end`` where there is one."""
+    """Column of where it ends, in seconds; empty takes ``end`` where there is one, and
+    of NeMo's manifests with an ``offset`` the ``duration`` behind it."""
     rate: str = ""
     """Column of the sampling rate that the file should have, in Hz; empty takes
     ``rate`` where there is one."""
@@ -144,7 +148,9 @@ class UtteranceSettings(AudioSettings):
     split_by: Literal["text", "speaker"] = "text"
     """What is never in two splits: a sentence, or a speaker."""
     text: str = "text"
-    """Column of the transcript."""
+    """Column of the transcript. Where there is no ``text``, the column that is called
+    ``transcription`` (Hugging Face's audio folders) or ``wrd`` (SpeechBrain) is
+    taken."""
     case: Literal["lower", "upper", "keep"] = "lower"
     """Letters of transcripts."""
     punctuation: Literal["remove", "keep"] = "remove"

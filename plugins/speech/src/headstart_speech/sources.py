@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -79,7 +80,35 @@ def read_all(settings: AudioSettings, findings: Findings) -> list[Clip]:
             for clip in found:
                 clip.split = split
             clips += found
+    if settings.format == "auto" and not findings.fatal:
+        _tell_left([*paths, *filter(None, held.values())], clips, settings, findings)
     return _unique(clips, findings)
+
+
+def read_split(
+    settings: AudioSettings, split: Split, findings: Findings
+) -> list[Clip] | None:
+    """The clips of the path that is given for one split; ``None`` without one."""
+    key = _GIVEN.get(split, "")
+    path = getattr(settings, key, "")
+    if not path:
+        return None
+    clips = read_clips(settings, path, findings, key=key)
+    for clip in clips:
+        clip.split = split
+    if settings.format == "auto" and not findings.fatal:
+        _tell_left([path], clips, settings, findings)
+    return _unique(clips, findings)
+
+
+def _tell_left(
+    paths: list[str], clips: list[Clip], settings: AudioSettings, findings: Findings
+) -> None:
+    """Warn of what is in a folder and is not read."""
+    named = [expanded(path) for path in paths if not path.startswith(ASSET)]
+    for root in named:
+        if root.is_dir() and (fault := folders.left_over(root, clips, named, settings)):
+            findings.warnings.append(fault)
 
 
 def _prefixes(paths: list[str]) -> dict[str, str]:
@@ -121,7 +150,8 @@ def read_clips(
         return _read_asset(settings, path, findings)
     root = expanded(path)
     if not exists(root):
-        findings.fatal.append(missing(root, f"data.{key}"))
+        fault = _pattern(path, f"data.{key}") or missing(root, f"data.{key}")
+        findings.fatal.append(fault)
         return []
     clips = _read_format(settings, root, findings, f"data.{key}")
     _name(clips, root, prefix)
@@ -131,7 +161,7 @@ def read_clips(
 def _read_format(
     settings: AudioSettings, root: Path, findings: Findings, key: str
 ) -> list[Clip]:
-    form = settings.format
+    form: str = settings.format
     if not root.is_dir():
         if form in ("librispeech", "folder"):
             what, fix = f"a file, and data.format={form!r} is a folder", "name a folder"
@@ -145,22 +175,38 @@ def _read_format(
         )
         return read_manifest(root, settings, findings, common_voice=common_voice)
     if form == "manifest":
-        inside = [p.name for p in folders.walk(root) if is_manifest(p, settings)]
+        inside = [shown(p) for p in folders.walk(root) if is_manifest(p, settings)]
         why = f"it has {', '.join(inside[:4])}" if inside else ""
-        fix = f"name the file in it: {key}"
+        fix = f"name the file: {key}={inside[0]}" if inside else "name a file"
         findings.fatal.append(Fault("a folder, not a manifest", shown(root), why, fix))
         return []
-    if form == "librispeech" or (form == "auto" and folders.is_librispeech(root)):
+    if form == "auto":
+        form = folders.layout(root)
+    if form == "librispeech":
         clips = folders.read_librispeech(root, settings, findings)
         if not clips and not findings.fatal:
             why = f"no file's name ends in {folders.TRANSCRIPTS}"
             what = "not the layout of LibriSpeech"
             findings.fatal.append(Fault(what, shown(root), why))
         return clips
-    voices = folders.is_common_voice_folder(root)
-    if form == "common-voice" or (form == "auto" and voices):
+    if form == "common-voice":
         return folders.read_common_voice(root, settings, findings)
-    return folders.read_audio_folder(root, settings, findings)
+    return folders.read_audio_folder(root, settings, findings, key)
+
+
+def _pattern(path: str, key: str) -> Fault | None:
+    """Of a path with wildcards; ``None`` of any other."""
+    if not set("*?[") & set(path):
+        return None
+    found = sorted(map(Path, glob.glob(str(expanded(path)))))
+    fix = "name one path"
+    if key == "data.path":
+        example = found[:6] or [Path("a.csv"), Path("b.csv")]
+        fix = f"give a list: {folders.several(example)}"
+    what = "wildcards are not read here"
+    fit = f"{len(found)} paths fit" if found else "nothing fits"
+    why = f"{key} takes names, and {fit} the pattern"
+    return Fault(what, shown(path), why, fix)
 
 
 def _no_manifest(path: Path, key: str) -> Fault:

@@ -143,7 +143,8 @@ def _outside(clip: Clip, strange: Sequence[str]) -> Fault:
         f"characters outside the vocabulary: {vocabulary.shown(strange)}",
         where=clip.place,
         why=f"the transcript is {(clip.normal or '')[:60]!r}",
-        fix='add them to data.vocabulary, or data.outside="remove" or "skip"',
+        fix='data.outside="remove" goes without them, "skip" without the clip; '
+        "before a training they can be added to data.vocabulary",
     )
 
 

@@ -12,7 +12,7 @@ from headstart_speech.baselines import baselines
 from headstart_speech.checks import RATE, frames_needed, unalignable
 from headstart_speech.data import AudioModule
 from headstart_speech.transcripts import vocabulary_of
-from headstart_speech.vocabulary import task_of
+from headstart_speech.vocabulary import Vocabulary, task_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +39,15 @@ class Utterances(AudioModule):
         parts = {str(split): clips for split, clips in self.clips.items()}
         self._vocabulary = vocabulary_of(parts, self.settings, self.findings)
         return task_of(self.settings, self._vocabulary, RATE)
+
+    def trained_settings(self) -> UtteranceSettings:
+        """With the model's characters, and texts normalised as it was trained."""
+        self._vocabulary = Vocabulary(self.task["vocabulary"])
+        text = dict(self.task["text"])
+        if self.settings.digits == "skip":
+            text["digits"] = "skip"
+        known = "".join(self._vocabulary.symbols[2:])
+        return self.settings.model_copy(update={**text, "vocabulary": known})
 
     def sample(self, clip: Clip) -> Sample:
         labels = self._vocabulary.encode(clip.normal or "")
@@ -114,6 +123,8 @@ class Utterances(AudioModule):
 
     def describe(self) -> dict[str, Any]:
         """As :meth:`.AudioModule.describe`, and the characters."""
-        characters = "".join(self.task["vocabulary"][2:])
+        # In front an apostrophe would look like a quote that is not closed.
+        listed = sorted(self.task["vocabulary"][2:], key=lambda c: c == "'")
+        characters = "".join(listed)
         named = f"{len(characters)} and the space: {characters}"
         return {**super().describe(), "characters": named}

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from abc import abstractmethod
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -21,6 +20,7 @@ from headstart_vision import images, leaks, splits
 from headstart_vision.images import ImageError
 from headstart_vision.inputs import PictureModule
 from headstart_vision.paths import missing, shown
+from headstart_vision.settings_checks import check_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -79,7 +79,8 @@ class ImageModule(PictureModule):
 
         Called once with all items; ``size`` is known, but for those that cannot be
         opened (a fault already): their ``digest`` is empty and their ``size`` (0, 0).
-        ``train`` holds all that will be split at random.
+        ``train`` holds all that will be split at random; without it, ``data.labels``
+        are those of a trained model.
         """
 
     @abstractmethod
@@ -102,9 +103,29 @@ class ImageModule(PictureModule):
 
     def load(self) -> None:
         """Read, check and split."""
-        findings = self.findings
         self.settings = settings = completed(self.settings)
-        parts = self._read()
+        good = self._checked(self._read(PATHS))
+        pool = good["train"]
+        bundles = splits.unite(pool, self.strata(pool), settings, self.findings)
+        for item, bundle in zip(pool, bundles.tolist(), strict=True):
+            item.bundle = bundle
+        self._keep(self._split(good))
+        self.task = self.make_task(self.items["train"])
+
+    def load_split(self, split: Split) -> bool:
+        """Where ``data.validation_path`` or ``data.test_path`` names the split."""
+        self.settings = completed(self.settings)
+        if split == "train" or not getattr(self.settings, f"{split}_path"):
+            return False
+        parts = self._read((f"{split}_path",))
+        known = {"labels": tuple(self.task["labels"])}
+        self.settings = self.settings.model_copy(update=known)
+        self._keep(self._checked(parts))
+        return True
+
+    def _checked(self, parts: Parts) -> Parts:
+        """The good items; each split has some."""
+        settings, findings = self.settings, self.findings
         self._open(parts)
         self.check(parts)
         self._find_groups(parts)
@@ -119,15 +140,13 @@ class ImageModule(PictureModule):
         if empty := [split for split, items in good.items() if not items]:
             what = f"no sample is left for {' and '.join(empty)}"
             raise DataError(what, where=settings.path, fix="give more images")
-        pool = good["train"]
-        bundles = splits.unite(pool, self.strata(pool), settings, findings)
-        for item, bundle in zip(pool, bundles.tolist(), strict=True):
-            item.bundle = bundle
-        self.items = self._split(good)
-        self.task = self.make_task(self.items["train"])
+        return good
+
+    def _keep(self, items: dict[Split, list[Item]]) -> None:
+        self.items = items
         self._samples = {
-            split: [self._sample(item) for item in items]
-            for split, items in self.items.items()
+            split: [self._sample(item) for item in each]
+            for split, each in items.items()
         }
 
     def samples(self, split: Split) -> Sequence[Sample]:
@@ -192,13 +211,14 @@ class ImageModule(PictureModule):
         source = {"path": item.path} if item.array is None else {"array": item.array}
         return {"id": item.id, **source, **self.target_of(item)}
 
-    def _read(self) -> Parts:
+    def _read(self, names: Sequence[str]) -> Parts:
         settings, findings = self.settings, self.findings
         if wrong := check_settings(settings):
             findings.fatal += wrong
             findings.settle(settings, total=0)
         parts: Parts = {}
-        for name in PATHS:
+        split: Split = "train"
+        for name in names:
             value = getattr(settings, name)
             if not value:
                 continue
@@ -210,15 +230,15 @@ class ImageModule(PictureModule):
             if name == "path":
                 parts = found
                 continue
-            split: Split = "test" if name == "test_path" else "validation"
+            split = "test" if name == "test_path" else "validation"
             items = found.get(split, found.get("train", []))
             for item in items:
                 item.id = f"{split}/{item.id}"
             parts[split] = items
-        if not parts.get("train"):
+        if not parts.get("train" if "path" in names else split):
             if not findings.fatal and not findings.samples:
                 fix = "give a folder or a file with images"
-                fault = Fault("no images found", settings.path, fix=fix)
+                fault = Fault("no images found", getattr(settings, names[0]), fix=fix)
                 findings.fatal.append(fault)
             findings.settle(settings, total=0)
         return parts
@@ -349,34 +369,6 @@ def find(path: str) -> Asset:
     from headstart.assets import find_asset
 
     return find_asset(path.removeprefix(ASSET), ("headstart_vision",))
-
-
-def check_settings(settings: ImageSettings) -> list[Fault]:
-    """Faults of the settings that need no data to be seen."""
-    faults = []
-    if not settings.path:
-        fix = "give your folder or file, e.g. data.path=photos"
-        faults.append(Fault("data.path is empty", "data.path", fix=fix))
-    for name in ("validation_size", "test_size"):
-        size = getattr(settings, name)
-        if size > 1 and size != int(size):
-            what = f"{size} is neither a share below 1 nor a whole number of images"
-            faults.append(Fault(what, f"data.{name}", fix=f"e.g. {int(size)}"))
-    labels = Counter(getattr(settings, "labels", ()))
-    if twice := sorted(label for label, count in labels.items() if count > 1):
-        what = f"named twice: {', '.join(twice)}"
-        faults.append(Fault(what, "data.labels", fix="name each once"))
-    if "(" in settings.group:
-        try:
-            groups = re.compile(settings.group).groups
-            why = "it has no group in parentheses" if not groups else ""
-        except re.error as error:
-            why = str(error)
-        if why:
-            what = f"{settings.group!r} is no pattern that names a group"
-            fix = r'e.g. data.group="(patient\\d+)"'
-            faults.append(Fault(what, "data.group", why, fix))
-    return faults
 
 
 def _by(size: Iterable[float]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.data import DataModule
-from headstart.errors import DataError, Fault
+from headstart.errors import Fault
 from headstart_vision import images
 from headstart_vision.images import ImageError
 from headstart_vision.paths import expanded
@@ -30,9 +30,11 @@ class PictureModule(DataModule):
         (height, width) or (height, width, channels), tensors (channels, height, width).
 
         Raises:
-            DataError: Inputs that are no images; names them all.
+            DataError: Inputs that are no images, by :meth:`leave_out`.
         """
-        return picture_inputs(inputs, self.settings.max_pixels)
+        samples, faults = picture_inputs(inputs, self.settings.max_pixels)
+        self.leave_out(faults, len(samples))
+        return samples
 
     def write_predictions(
         self,
@@ -46,7 +48,9 @@ class PictureModule(DataModule):
         return write_predictions(folder, samples, predictions, self.task)
 
 
-def picture_inputs(inputs: Sequence[Any], limit: int) -> list[Sample]:
+def picture_inputs(
+    inputs: Sequence[Any], limit: int
+) -> tuple[list[Sample], list[Fault]]:
     """Samples from what users pass to ``predict``.
 
     Every file is decoded here once, beside the time that it is predicted for: a
@@ -56,8 +60,8 @@ def picture_inputs(inputs: Sequence[Any], limit: int) -> list[Sample]:
         inputs: Files, folders, Pillow images, arrays and tensors.
         limit: Most pixels of an image.
 
-    Raises:
-        DataError: Inputs that are no images; names them all.
+    Returns:
+        Samples of the good ones, and a fault of each that is no image.
     """
     samples: list[Sample] = []
     faults: list[Fault] = []
@@ -75,12 +79,12 @@ def picture_inputs(inputs: Sequence[Any], limit: int) -> list[Sample]:
             where = f"input {number}"
             faults.append(Fault(error.what, where, error.why, error.fix))
     looks = images.inspect([samples[i]["path"] for i in files], limit)
+    bad = set()
     for i, look in zip(files, looks, strict=True):
         if isinstance(look, ImageError):
+            bad.add(i)
             where = samples[i]["path"]
             faults.append(Fault(look.what, where, look.why, look.fix))
-    if faults:
-        raise DataError(*faults)
-    if not samples:
-        raise DataError("no image to predict for", fix="give files or folders")
-    return samples
+    if not samples and not faults:
+        faults.append(Fault("no image to predict for", fix="give files or folders"))
+    return [sample for i, sample in enumerate(samples) if i not in bad], faults

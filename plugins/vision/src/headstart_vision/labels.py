@@ -31,6 +31,7 @@ def check_labels(
 
     Args:
         parts: Items by split; ``train`` holds everything that will be split at random.
+            Without it ``labels`` are those of a trained model.
         settings: ``labels`` names the classes, if the user does.
         findings: Takes the faults.
     """
@@ -41,13 +42,15 @@ def check_labels(
     for split, items in parts.items():
         for item in items:
             for name in names(item):
-                fault = _fault(name, split, settings, labels, counts)
+                fault = _fault(name, split, settings, labels, counts, bool(train))
                 if fault:
                     what, why, fix = fault
                     findings.sample(*item.place, Fault(what, item.where, why, fix))
+    if not train:
+        return labels
     known = [name for name in labels if counts[name]]
     least = 2 if settings.kind == "single-label" else 1
-    if train and len(known) < least:
+    if len(known) < least:
         what = f"one class only: every image is {known[0]!r}" if known else "no labels"
         why = "there is nothing to tell apart" if known else "no image has a label"
         fix = "give images of another class; each class is a folder or a label"
@@ -66,12 +69,15 @@ def _fault(
     settings: ClassificationSettings,
     labels: Sequence[str],
     counts: Counter[str],
+    trains: bool,
 ) -> tuple[str, str, str] | None:
     """What is wrong with one label, why, and the fix."""
     if name not in labels:
         fix = separator_hint(name, labels) or nearest(name, labels)
         if settings.labels:
-            return f"unknown label: {name!r}", "data.labels does not have it", fix
+            why = "data.labels does not have it"
+            why = why if trains else "the run was trained without it"
+            return f"unknown label: {name!r}", why, fix
         return f"label not seen in train: {name!r} ({split})", "", fix
     if split == "train" and counts[name] < 2:
         why = "one image cannot be both learned from and tested on"

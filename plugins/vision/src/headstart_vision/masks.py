@@ -98,7 +98,7 @@ class MaskData(ImageModule):
     def check(self, parts: Parts) -> None:
         findings = self.findings
         items = [item for part in parts.values() for item in part]
-        if len(items) == 1:
+        if len(items) == 1 and "train" in parts:
             what, fix = "only one image", "give more: some are kept for testing"
             findings.fatal.append(Fault(what, self.settings.path, fix=fix))
         known = [item for item in items if item.path in self._masks]
@@ -109,7 +109,7 @@ class MaskData(ImageModule):
 
         looks = images.in_threads(look, known, "checking masks")
         found = dict(zip((item.path for item in known), looks, strict=True))
-        train = [found[i.path] for i in parts["train"] if i.path in found]
+        train = [found[i.path] for i in parts.get("train", ()) if i.path in found]
         self._labels = mask_checks.labels(train, self.settings, findings)
         for item in items:
             seen = found.get(item.path)

@@ -75,7 +75,7 @@ class ObjectData(ImageModule):
             split: items[0].target[0] for split, items in parts.items() if items
         }
         forms = {source.format for source in sources.values()}
-        if sum(map(len, parts.values())) == 1:
+        if sum(map(len, parts.values())) == 1 and "train" in parts:
             what, fix = "only one image", "give more: some are kept for testing"
             findings.fatal.append(Fault(what, settings.path, fix=fix))
         if settings.kind == "instances" and checks.no_masks(sources.values(), findings):

@@ -27,6 +27,7 @@ def resolve(
 
     Args:
         parts: Annotations by split; ``train`` holds all that will be split at random.
+            Without it ``labels`` are those of a trained model.
         settings: ``labels`` and ``label_base`` are the user's word.
         findings: Takes the faults: a class that is not known is its image's.
 
@@ -38,7 +39,12 @@ def resolve(
     known = [_named(source, settings, findings) for source in sources]
     if findings.fatal:
         return ()
-    train = parts["train"]
+    train = parts.get("train")
+    if train is None:
+        for image in (image for source in sources for image in source.images):
+            why = "the run was trained without it"
+            _check_known(image, settings.labels, why, findings)
+        return settings.labels
     names = list(known[list(parts).index("train")])
     if not train.numbers:
         names = sorted({str(o.label) for i in train.images for o in i.objects})
@@ -49,9 +55,10 @@ def resolve(
         for label in (label for label in labels if label not in everywhere):
             what, fix = f"no file knows the class {label!r}", nearest(label, everywhere)
             findings.fatal.append(Fault(what, "data.labels", fix=fix))
+    why = f"{'data.labels' if settings.labels else 'train'} does not have it"
     for source in sources:
         for image in source.images:
-            _check_known(image, labels, bool(settings.labels), findings)
+            _check_known(image, labels, why, findings)
     _check_enough(train, labels, findings)
     return labels
 
@@ -178,7 +185,7 @@ def _check_names(labels: Iterable[str], where: str, findings: Findings) -> None:
 
 
 def _check_known(
-    image: AnnotatedImage, labels: Sequence[str], given: bool, findings: Findings
+    image: AnnotatedImage, labels: Sequence[str], why: str, findings: Findings
 ) -> None:
     known = set(labels)
     for one in image.objects:
@@ -186,7 +193,6 @@ def _check_known(
         if isinstance(one.label, int) or one.label in known:
             continue
         what = f"unknown class: {one.label!r}"
-        why = "data.labels does not have it" if given else "train does not have it"
         where = f"{image.file}, {one.ref} ({image.path.name})"
         fault = Fault(what, where, why, nearest(one.label, labels))
         findings.sample(*image.place, fault)
