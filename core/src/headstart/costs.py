@@ -27,11 +27,13 @@ def spent(trainer: Trainer) -> dict[str, Any]:
         "count": trainer.batches.count,
         "used": trainer.batches.used,
         "padded": trainer.batches.padded,
-        "peak_memory_bytes": peak_memory_bytes(trainer.execution.device),
+        "peak_memory_bytes": max(
+            peak_memory_bytes(trainer.execution.device), trainer.earlier_peak
+        ),
     }
 
 
-def go_on_counting(log: Path, trainer: Trainer) -> int:
+def go_on_counting(log: Path, trainer: Trainer) -> None:
     """Add what the training that is resumed cost until its checkpoint.
 
     Steps behind it are taken again, and count once.
@@ -39,20 +41,17 @@ def go_on_counting(log: Path, trainer: Trainer) -> int:
     Args:
         log: ``metrics.jsonl``, without what is behind the checkpoint.
         trainer: At the checkpoint; counts what it does itself.
-
-    Returns:
-        The most memory that was used then, in bytes.
     """
     before: dict[str, Any] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         before = json.loads(line).get("spent", before)
     if not before:
-        return 0
+        return
     trainer.clock.add(before["seconds"])
     trainer.train_seconds += before["train_seconds"]
     for key in ("count", "used", "padded"):
         setattr(trainer.batches, key, getattr(trainer.batches, key) + before[key])
-    return int(before["peak_memory_bytes"])
+    trainer.earlier_peak = before["peak_memory_bytes"]
 
 
 def costs(

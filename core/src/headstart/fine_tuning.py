@@ -298,17 +298,17 @@ def _train(
         world,
         start.checkpoint,
     )
-    peak = 0
     if world.main and start.checkpoint is not None:
-        peak = go_on_counting(folder / "metrics.jsonl", trainer)
+        go_on_counting(folder / "metrics.jsonl", trainer)
     memory = _estimate_memory(trainer, watchers)
     clock.lap("setup")
     status = trainer.fit()
     if recipe.report.scratch_control and status != "interrupted":
         for watcher in watchers:
             watcher.on_message(
-                f"scratch control: after the test, {counted(plan.total, 'step')} of the "
-                "same model from random weights (report.scratch_control = false: none)"
+                f"scratch control: {counted(plan.total, 'step')} of the same model "
+                "from random weights come after the test (report.scratch_control = "
+                "false: none)"
             )
     watchers.end()
     progress = trainer.progress
@@ -337,9 +337,8 @@ def _train(
         load_whole(assembly.model, checkpoint.kept_model())
         summary |= judge(recipe, assembly, plan, clock, folder, world)
     device, data = assembly.execution.device, assembly.data
-    return summary | costs(
-        clock, trainer.batches, trainer.train_seconds, data, device, peak
-    )
+    spent, peak = trainer.train_seconds, trainer.earlier_peak
+    return summary | costs(clock, trainer.batches, spent, data, device, peak)
 
 
 def _estimate_memory(trainer: Trainer, watchers: Watchers) -> dict[str, Any]:

@@ -126,6 +126,8 @@ class Trainer:
             asked=lambda: self._interruption.asked,
         )
         self.train_seconds = 0.0
+        self.earlier_peak = 0
+        """The most memory that was used before the run was resumed, in bytes."""
         self._engine: nn.Module = model
         self._train_cache: PrefixCache | None = None
         self._validation_cache: PrefixCache | None = None
