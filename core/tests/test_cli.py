@@ -280,7 +280,7 @@ def test_predict_into_a_file(trained: Path, tmp_path: Path) -> None:
 def test_predict_writes_the_whole_file_or_none(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_off(*_: object) -> Iterator[dict[str, Any]]:
+    def break_off(*_: object, **__: object) -> Iterator[dict[str, Any]]:
         yield {"label": "inside"}
         raise DataError("the second input is bad")
 

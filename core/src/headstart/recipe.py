@@ -210,10 +210,9 @@ def build_recipe(
     backbone_spec, head, data = (specs.get(section) for section in PLUGIN_SECTIONS)
     kind = _kind(merged["data"], models["data"], settings.get("data"))
     misfits = fit_faults(backbone_spec, head, data, kind, registry)
-    metric_specs: tuple[MetricSpec, ...] = ()
     # Short names mean the head's metrics: of another domain's they say nothing.
-    if not misfits or not head or not data or _plugin(head) == _plugin(data):
-        metric_specs = _metrics(settings, specs, registry, faults)
+    foreign = misfits and head and data and _plugin(head) != _plugin(data)
+    metric_specs = _metrics(settings, specs, registry, faults, bool(foreign))
     if kind and not misfits:
         misfits += metric_faults(metric_specs, kind, registry)
     for fault in misfits:
@@ -425,8 +424,12 @@ def _metrics(
     specs: Mapping[str, Any],
     registry: Registry,
     faults: _Faults,
+    foreign: bool,
 ) -> tuple[MetricSpec, ...]:
-    """The metrics named by short or full name, else the head's own."""
+    """The metrics named by short or full name, else the head's own.
+
+    Of a ``foreign`` head, which is a fault already, those that it has not are not told.
+    """
     wanted = cast("MetricSettings | None", settings.get("metrics"))
     head: HeadSpec | None = specs.get("head")
     if head is None or wanted is None:
@@ -439,7 +442,8 @@ def _metrics(
         try:
             found.append(registry.metric(full))
         except HeadstartError as error:
-            faults.take(error, "metrics.names", full)
+            if not foreign:
+                faults.take(error, "metrics.names", full)
     measured = [*map(short_name, asked), "loss"]
     known = {short_name(n) for n in registry.metrics if n.startswith(f"{plugin}/")}
     stopping = cast("EarlyStoppingSettings | None", settings.get("early_stopping"))

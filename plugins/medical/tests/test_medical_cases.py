@@ -109,6 +109,21 @@ def test_a_file_a_class_names_the_classes(tmp_path):
     assert as_names(found)["p1/ct"][1] == ["liver.nii.gz", "kidney.nii.gz"]
 
 
+@pytest.mark.parametrize("root", ["vol", "images", "scans"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a/image.nii.gz", "a/label.nii.gz", "b/image.nii.gz", "b/label.nii.gz"),
+        ("a.nii.gz", "a_seg.nii.gz", "b.nii.gz", "b_seg.nii.gz"),
+    ],
+)
+def test_a_root_called_like_a_folder_of_images(tmp_path, root, names):
+    touch(tmp_path / root, *names)
+    cases = listed(tmp_path / root, labels=LABELS)[0].cases
+    assert [len(case.images) for case in cases] == [1, 1]
+    assert [len(case.labels) for case in cases] == [1, 1]
+
+
 def test_splits_by_folder(tmp_path):
     for split in ("train", "val", "test"):
         touch(tmp_path, f"{split}/p/image.nii.gz", f"{split}/p/label.nii.gz")

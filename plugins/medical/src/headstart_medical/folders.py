@@ -156,8 +156,7 @@ class _Names:
         if not path.is_dir():
             name = stem(name) or name
         split: Split | None = None
-        # A folder of a kind may be given itself: `predict RUN imagesTs`.
-        is_label = False if _kind(root.name) in self.image_folders else None
+        is_label: bool | None = None
         kept = []
         for depth, folder in enumerate(folders):
             low = folder.casefold()
@@ -176,6 +175,10 @@ class _Names:
         if is_label and found is False:
             # `labels/case1_image` would be strange: the folder says what it is.
             rest, role = name, None
+        # A folder of a kind may be given itself: `predict RUN imagesTs`.
+        given = not folders and _kind(root.name) in self.image_folders
+        if is_label is None and given and not found:
+            is_label = False
         in_folder = is_label is not None
         label = is_label if in_folder else bool(found)
         return _File(path, tuple(kept), rest, bool(label), role, split, in_folder)

@@ -51,11 +51,6 @@ class Grid:
         """Millimetres between neighbouring voxels along each axis, float64 (3,)."""
         return np.asarray(_affines.voxel_sizes(self.affine))
 
-    @property
-    def millilitres(self) -> float:
-        """Volume of one voxel."""
-        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000.0
-
     def is_as(self, other: Grid) -> bool:
         """Whether every voxel is where the other grid has it, to 1/10,000 voxel."""
         if self.shape != other.shape:

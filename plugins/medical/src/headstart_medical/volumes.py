@@ -16,6 +16,7 @@ import torch
 from headstart.errors import DataError
 from headstart_medical import augment
 from headstart_medical.data import CaseModule, by, seed_of
+from headstart_medical.measures import box_sides
 from headstart_medical.patches import cut, positions
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class Volumes(CaseModule):
             image, mask = self.raw(entry)
             assert mask is not None
             truth = np.where(mask < 0, NO_TRUTH, mask).astype(np.uint8)
-            yield image[0], truth, entry.original.spacing.tolist()
+            yield image[0], truth, box_sides(entry.original.affine).tolist()
 
     def write_predictions(
         self,
