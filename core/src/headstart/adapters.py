@@ -259,8 +259,8 @@ def _no_linear_layer(modules: Sequence[nn.Module]) -> Fault:
         f"these stages have {'only convolutions' if convolve else 'no linear layer'}",
         where="strategy.lora",
         why="adapters go beside linear layers",
-        fix='train with strategy.name="layer-retraining", "gradual" or "global", or name '
-        "stages with linear layers in strategy.lora.stages",
+        fix='train with strategy.name="layer-retraining", "gradual" or "global", or '
+        "name stages with linear layers in strategy.lora.stages",
     )
 
 

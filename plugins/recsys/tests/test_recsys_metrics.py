@@ -228,8 +228,6 @@ def test_cold_metric_without_cold_items_is_named() -> None:
     with pytest.raises(UserError, match="cold-ndcg@10") as caught:
         metrics.cold_ndcg_at_10(TASK | {"cold": []})
     assert "data.cold_items" in str(caught.value)
-    with pytest.raises(UserError, match="single-label"):
-        metrics.ndcg_at_10({"kind": "single-label"})
 
 
 def test_only_what_is_a_mean_has_scores_of_users() -> None:
