@@ -22,7 +22,7 @@ import headstart
 from headstart.callbacks import Callback
 from headstart.checkpoint import open_checkpoint
 from headstart.cli import commands
-from headstart.errors import DataError
+from headstart.errors import DataError, HeadstartError
 from headstart_medical.reading import read_volume
 from headstart_medical.tiny import (
     PATCH,
@@ -345,6 +345,30 @@ def test_simulated_lesions_are_called_so_and_patients_kept_for_the_test(
     assert "simulated" in described["train"]
     assert "real" in described["test"]
     assert "simulated" in (run.folder / "report.html").read_text("utf-8")
+    # Elsewhere, where the healthy volumes are not, it is the same on the patients.
+    gone = {"data.path": str(tmp_path / "nowhere")}
+    assert run.evaluate("test", gone) == pytest.approx(run.metrics)
+
+
+def test_new_patients_are_measured_without_the_training_data(
+    volumes: dict[str, Any], learned: tuple[headstart.Run, Watch], tmp_path: Path
+) -> None:
+    run, watch = learned
+    for case in watch.cases["test"]:
+        for path in Path(volumes["path"]).rglob(f"{case}*"):
+            target = tmp_path / "new" / path.relative_to(volumes["path"])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    told: list[str] = []
+    elsewhere = {
+        "data.path": str(tmp_path / "nowhere"),
+        "data.test_path": str(tmp_path / "new"),
+    }
+    found = run.evaluate("test", elsewhere, told.append)
+    assert found == pytest.approx(run.metrics)
+    assert "is not checked" in told[0]
+    with pytest.raises(HeadstartError, match="other labels"):
+        run.evaluate("test", {**elsewhere, "data.labels": ["background", "cyst"]})
 
 
 def test_brains_are_extracted_without_training(

@@ -147,6 +147,18 @@ class CaseModule(DataModule):
         }
         self.make_task(listing, parts)
 
+    def load_split(self, split: Split) -> bool:
+        """Read and check the cases of ``data.test_path`` alone."""
+        if split != "test" or not self.settings.test_path:
+            return False
+        changes = {"path": "", "validation_path": "", "folds": None, "fold": 0}
+        self.settings, trained = self.settings.model_copy(update=changes), self.task
+        self.load()
+        # What tells the data to be another one than the model's is left as it is.
+        own = {key: self.task[key] for key in self.identity if key in self.task}
+        self.task = {**trained, **own}
+        return True
+
     def prepare(self, preprocessing: Any) -> None:
         """Choose how grey values are scaled, and where volumes are kept."""
         super().prepare(preprocessing)
