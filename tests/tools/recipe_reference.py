@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headstart.plugins import load_plugins
-from headstart.recipe import CORE_SECTIONS, PLUGIN_SECTIONS
+from headstart.recipe_tables import CORE_SECTIONS, PLUGIN_SECTIONS
 from headstart.settings import Settings
 from headstart.specs import resolve
 

@@ -61,7 +61,7 @@ def show(name: str, kind: str | None) -> None:
 
     NAME may also be a section that every recipe has: train, strategy, metrics …
     """
-    from headstart.recipe import CORE_SECTIONS
+    from headstart.recipe_tables import CORE_SECTIONS
 
     registry = _registry()
     tables: dict[str, Mapping[str, Any]] = {
