@@ -147,6 +147,15 @@ def test_what_is_missing_is_told(
     assert not (tmp_path / "x").exists()
 
 
+def test_several_ranks_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="one process"):
+        headstart.cross_validate("toy/ring", QUICK, folder=tmp_path / "cv")
+    assert not (tmp_path / "cv").exists()
+
+
 def test_a_folder_of_another_cross_validation_is_left_alone(tmp_path: Path) -> None:
     one = {**QUICK, "data.folds": 2}
     headstart.cross_validate("toy/ring", one, folder=tmp_path / "cv")

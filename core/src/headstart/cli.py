@@ -17,7 +17,7 @@ import click
 
 from headstart.cli_catalogue import catalogue, json_option
 from headstart.cli_folds import cross_validate
-from headstart.command_group import Commands
+from headstart.command_group import Commands, overrides_argument, quiet_option
 from headstart.errors import DataError, UserError
 from headstart.listing import prediction_row, print_json, print_rows
 from headstart.version import __version__
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
     from headstart.console import Counter
     from headstart.runs import Run
-
-overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but the result.")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headstart.cli_catalogue import json_option
+from headstart.command_group import overrides_argument, quiet_option
 from headstart.listing import print_json
 
 if TYPE_CHECKING:
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 @click.command("cross-validate", short_help="Train and test on every fold of the data.")
 @click.argument("recipe")
-@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@overrides_argument
 @click.option(
     "--folder",
     type=click.Path(path_type=Path),
     help="Where the runs go; one that was stopped goes on.",
 )
-@click.option("--quiet", is_flag=True, help="Say nothing but the result.")
+@quiet_option
 @json_option
 def cross_validate(
     recipe: str,
@@ -38,13 +39,15 @@ def cross_validate(
     that fold, and show mean and spread over the folds.
     """
     from headstart import cross_validation
-    from headstart.console import RunConsole
+    from headstart.console import RunConsole, Transfers
     from headstart.recipe import parse_overrides
 
+    silent = quiet or as_json
+    transfers = None if silent else Transfers()
     tellers: list[RunConsole] = []
 
     def watchers(fold: int) -> Sequence[Callback]:
-        if quiet or as_json:
+        if silent:
             return ()
         tellers.append(RunConsole())
         tellers[-1].screen.say(f"\nfold {fold}")
@@ -52,9 +55,15 @@ def cross_validate(
 
     try:
         done = cross_validation.cross_validate(
-            recipe, parse_overrides(overrides), folder=folder, callbacks=watchers
+            recipe,
+            parse_overrides(overrides),
+            folder=folder,
+            callbacks=watchers,
+            progress=transfers,
         )
     finally:
+        if transfers:
+            transfers.close()
         for teller in tellers:
             teller.close()
     summary = done.summary()

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from headstart.plugins import PluginInfo
 
 
+overrides_argument = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but the result.")
+
+
 class Commands(click.Group):
     """Offers the nearest commands, and turns every error into words and a code."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,12 @@ def cross_validate(
         HeadstartError: What is wrong with recipe or data, or the folder is that of
             another cross-validation.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            "folds are trained one after another by one process",
+            where="torchrun",
+            fix="start a run for each fold: data.folds=5 data.fold=0, and so on",
+        )
     given = dict(overrides or {})
     checked = load_recipe(recipe, given, registry=load_plugins())
     count = _folds(checked, given)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DAMAGED = (
     EOFError,
-    NotImplementedError,
+    NotImplementedError,  # of zipfile, for a compression that it does not know
     RuntimeError,
     OSError,
     lzma.LZMAError,

@@ -115,7 +115,8 @@ def read_interactions(settings: InteractionSettings, findings: Findings) -> Log:
             reader.add(block, numbers)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         why = str(error).splitlines()[0]
-        findings.fatal.append(Fault("cannot be read", shown(file), why))
+        fix = "write it again from the original, as UTF-8 text or Parquet"
+        findings.fatal.append(Fault("cannot be read", shown(file), why, fix))
         return empty
     # Arrow keeps the memory of the blocks for others to come, which there are not.
     pa.default_memory_pool().release_unused()
