@@ -676,7 +676,9 @@ def test_one_id_for_everybody(tmp_path):
     with pytest.raises(DataError, match="5 cases are one patient by their DICOM"):
         split_cases(one.cases, settings, 0, Findings())
     several, settings, findings = looked(patient="(case[0-9]+)")
-    assert not findings.warnings
+    (warning,) = findings.warnings
+    assert warning.what == "5 cases of one DICOM patient id are 5 patients"
+    assert "4711" not in str(warning)
     parts = split_cases(several.cases, settings, 0, Findings())
     assert [len(part) for part in parts.values()] == [3, 1, 1]
 

@@ -128,18 +128,20 @@ def _people(cases: Iterable[Case]) -> set[str]:
 def by_headers(cases: Sequence[Case]) -> str:
     """Which cases are one patient by their DICOM headers alone; empty for none."""
     known = _people(cases)
-    several: dict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        if case.look and case.look.person in known:
-            several[case.look.person].append(case)
-    united = [
-        found for found in several.values() if len({c.patient for c in found}) > 1
-    ]
+    united = [found for id_, found in _differing(cases).items() if id_ in known]
     if not united:
         return ""
-    count = f"{sum(map(len, united))} cases"
     one = "one patient" if len(united) == 1 else f"{len(united)} patients"
-    return f"{count} are {one} by their DICOM headers"
+    return f"{sum(map(len, united))} cases are {one} by their DICOM headers"
+
+
+def _differing(cases: Iterable[Case]) -> dict[str, list[Case]]:
+    """Cases by the patient id of their headers, where they are several patients'."""
+    several: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        if case.look and case.look.person:
+            several[case.look.person].append(case)
+    return {k: v for k, v in several.items() if len({c.patient for c in v}) > 1}
 
 
 def check_leaks(cases: Sequence[Case], findings: Findings) -> None:
@@ -147,8 +149,8 @@ def check_leaks(cases: Sequence[Case], findings: Findings) -> None:
 
     Cases without a split are trained on where there is a test split: they count as
     training data. Patients are fatal; a volume is a fault of the case that is trained
-    on. The same content twice on one side is a warning, and so is who is one patient
-    by DICOM headers alone.
+    on. The same content twice on one side is a warning, and so is where names of
+    patients and their ids in DICOM headers do not agree.
     """
     given = any(case.split is not None for case in cases)
 
@@ -183,6 +185,18 @@ def check_leaks(cases: Sequence[Case], findings: Findings) -> None:
     if what := by_headers(cases):
         why = "they have the same patient id, and are kept in one split"
         findings.warnings.append(Fault(what, "data.patient", why, NAME_THEM))
+    known = _people(cases)
+    for id_, found in _differing(cases).items():
+        if id_ not in known:
+            people = sorted({case.patient for case in found})
+            what = (
+                f"{len(found)} cases of one DICOM patient id are {len(people)} patients"
+            )
+            why = f"they are called {_examples(people)}, which goes before the headers"
+            fix = (
+                "correct a name that is misspelt; fine if an anonymiser gave all one id"
+            )
+            findings.warnings.append(Fault(what, "data.patient", why, fix))
 
 
 def _check_shared(
